@@ -36,11 +36,11 @@ def choose_python(wish: str) -> str:
         version = version_of(path)
         if OLDEST <= version <= NEWEST:
             return path
-        seen.append("%s is %d.%d" % (path, *version))
+        seen.append(f"{path} is {version[0]}.{version[1]}")
     sys.exit(
-        "set-up: Python 3.11, 3.12 or 3.13 is needed and none was found (%s).\n"
+        "set-up: Python 3.11, 3.12 or 3.13 is needed and none was found "
+        f"({', '.join(dict.fromkeys(seen)) or 'no python3 on the path'}).\n"
         "        Install one, then name it: make test PYTHON=/path/to/python3.12"
-        % (", ".join(dict.fromkeys(seen)) or "no python3 on the path")
     )
 
 
@@ -57,7 +57,7 @@ def run(say: str, command: "list[str]") -> None:
     start = time.time()
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         sys.exit("set-up: failed: " + " ".join(command))
-    print("set-up:   done in %.0f s" % (time.time() - start), flush=True)
+    print(f"set-up:   done in {time.time() - start:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -77,9 +77,9 @@ def main() -> None:
 
     if not OLDEST <= version_of(str(inside)) <= NEWEST:
         if subprocess.run([python, "-c", "import ensurepip"], capture_output=True).returncode != 0:
-            sys.exit("set-up: %s cannot make environments; on Debian and Ubuntu: apt-get install python3-venv" % python)
-        run("environment .venv from %s (Python %d.%d)" % (python, *version_of(python)),
-            [python, "-m", "venv", "--clear", str(venv)])
+            sys.exit(f"set-up: {python} cannot make environments; on Debian and Ubuntu: apt-get install python3-venv")
+        major, minor = version_of(python)
+        run(f"environment .venv from {python} (Python {major}.{minor})", [python, "-m", "venv", "--clear", str(venv)])
     requirements = ["-r", "requirements.txt"]
     if options.newest:
         requirements = ["--upgrade", "-e", ".[all]", "torch", "torchvision"]
