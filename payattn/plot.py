@@ -12,7 +12,7 @@ import difflib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -22,9 +22,11 @@ from matplotlib import figure, patheffects
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageChops
 from torch import Tensor
 
-__all__ = ["Figure", "overlay", "grid", "curves", "bars", "cells", "lines"]
+__all__ = ["Figure", "bars", "cells", "curves", "grid", "lines", "overlay"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")
@@ -52,10 +54,30 @@ class Figure(figure.Figure):
     always does.  The bytes depend on the figure alone, so a notebook that is run again does not change.
     """
 
-    def png(self, dpi: float = DPI) -> bytes:
-        """Return the figure as the bytes of a PNG file with ``dpi`` pixels per inch."""
+    def png(self, dpi: float = DPI, bits: int = 6) -> bytes:
+        """Return the figure as a small PNG file.
+
+        Drawings have few colours and take a palette of 256. Pictures with more colours keep ``bits`` bits in each
+        channel, so that a colour is never further than half a step, 255 / (2^bits - 1) / 2, from the true one.
+
+        Args:
+            dpi: pixels per inch.
+            bits: 1 to 8 bits in each channel.
+
+        Returns:
+            The bytes of the file.
+        """
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        self.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+        picture = Image.open(buffer).convert("RGB")
+        few = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+        error = ImageChops.difference(picture, few.convert("RGB")).split()
+        counts = ImageChops.lighter(ImageChops.lighter(error[0], error[1]), error[2]).histogram()
+        if sum(counts[9:]) > 0.001 * sum(counts):  # a palette would falsify the colour bar
+            step = 255 / (2**bits - 1)
+            few = picture.point([round(round(level / step) * step) for level in range(256)] * 3)
+        buffer = io.BytesIO()
+        few.save(buffer, format="png", optimize=True)
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:
@@ -69,7 +91,7 @@ def _in_house_style(build: Callable[P, Figure]) -> Callable[P, Figure]:
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
+            matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
             made = build(*args, **kwargs)
             made.draw_without_rendering()  # ticks take their font when they are first drawn
         return made
@@ -145,16 +167,23 @@ def _titles(titles: Sequence[str] | None, n: int, what: str) -> list[str]:
     return [str(title) for title in titles]
 
 
-def _number(value: float) -> str:
-    """Write a number with at most three significant digits: 0.0213, 5.2, 130."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3g}"
+def _span(low: float, high: float) -> tuple[str, str]:
+    """Write two numbers with the same decimals, enough to tell them apart: 0.001 and 0.021."""
+    size, gap = float(f"{max(abs(low), abs(high)):.1e}"), high - low
+    if gap == 0 or not 1e-5 <= size < 1e5:
+        return f"{low:.2g}", f"{high:.2g}"
+    digits = 2 if gap > size / 10 else 1 - math.floor(math.log10(gap / size))
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    first, last = (f"{value:.{decimals}f}" for value in (low, high))
+    return ("0" if float(first) == 0 else first), last
 
 
-def _picture(axes: Axes, pixels: Any, **options: Any) -> None:
-    axes.imshow(pixels, **options)
+def _picture(axes: Axes, pixels: Tensor, masks: Tensor | None, i: int, **options: Any) -> None:
+    axes.imshow(pixels, interpolation="nearest", **options)
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
+    if masks is not None:
+        _outline(axes, masks[i])
 
 
 def _outline(axes: Axes, mask: Tensor) -> None:
@@ -172,7 +201,8 @@ def _scaled(levels: dict[str, Tensor], scale: Any) -> tuple[dict[str, Tensor], t
     if isinstance(scale, str):
         if scale not in SCALES:
             close = difflib.get_close_matches(scale, SCALES, n=1) or ["each"]
-            raise ValueError(f"scale: got {scale!r}, expected one of {SCALES} or (low, high); did you mean {close[0]!r}?")
+            known = f"expected one of {SCALES} or (low, high)"
+            raise ValueError(f"scale: got {scale!r}, {known}; did you mean {close[0]!r}?")
         if scale == "each":
             return levels, None, "each map on its own scale"
         if scale == "uniform":  # a softmax over n cells that does not attend gives 1/n everywhere
@@ -242,24 +272,36 @@ def overlay(
     if upsample not in ("bilinear", "nearest"):
         raise ValueError(f"upsample: got {upsample!r}, expected 'bilinear' or 'nearest'")
     levels, limits, unit = _scaled(levels, scale)
-    rows = 1 + len(levels)
-    size = (max(column * n + 1.4, 3.2), max((column * height / width + 0.25) * rows + 0.3, 2.4))
-    fig = Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(rows, n, squeeze=False)
-    grey = pictures.mean(1) * 0.8 + 0.1
+    rows, (labels, label_lines) = 1 + len(levels), _range_labels(levels, column)
+    text = 0.08 + 0.15 * label_lines
+    tall = column * height / width * rows + text * len(levels) + (0.3 if columns else 0.1)
+    fig = Figure(figsize=(column * n + 1.4, max(tall, 2.2)), layout="compressed")
+    spots = fig.add_gridspec(rows, n + 1, width_ratios=[1.0] * n + [0.12 / column])
     for i in range(n):
-        _picture(axes[0, i], pictures[i].permute(1, 2, 0), interpolation="nearest")
-        axes[0, i].set_title(titles[i])
+        axes = fig.add_subplot(spots[0, i], title=titles[i])
+        _picture(axes, pictures[i].permute(1, 2, 0), outlines, i)
         for row, (level, values) in enumerate(levels.items(), start=1):
-            large = _enlarge(values[i], (height, width), upsample)
-            _panel(axes[row, i], grey[i], large, values[i], limits)
+            axes = fig.add_subplot(spots[row, i])
+            _picture(axes, pictures[i].mean(0) * 0.8 + 0.1, outlines, i, cmap="gray", vmin=0, vmax=1)
+            _heat(axes, _enlarge(values[i], (height, width), upsample), limits or _range(values[i]))
+            axes.set_xlabel(labels[level][i], fontsize=9, labelpad=2)
             if i == 0:
-                axes[row, 0].set_ylabel(f"{level}\n{values.shape[1]} x {values.shape[2]}")
-        if outlines is not None:
-            for row in range(rows):
-                _outline(axes[row, i], outlines[i])
-    _colour_bar(fig, axes[1:], limits, unit)
+                axes.set_ylabel(f"{level}\n{values.shape[1]} x {values.shape[2]}")
+    _colour_bar(fig, fig.add_subplot(spots[1:, n]), limits, unit)
     return fig
+
+
+def _range_labels(levels: dict[str, Tensor], column: float) -> tuple[dict[str, list[str]], int]:
+    """Return the range of each map as a text, and in how many lines, so that neighbours do not touch."""
+    spans = {level: [_span(*_range(v)) for v in values] for level, values in levels.items()}
+    longest = max(len(low) + len(high) + 1 for texts in spans.values() for low, high in texts)
+    lines = 1 if 0.08 * longest < column else 2  # a digit at 9 points is 0.08 inches wide
+    joint = "\u2013" if lines == 1 else "\u2013\n"
+    texts = {
+        level: [f"all {low}" if low == high else f"{low}{joint}{high}" for low, high in pairs]
+        for level, pairs in spans.items()
+    }
+    return texts, lines
 
 
 def _enlarge(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -267,35 +309,27 @@ def _enlarge(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(values[None, None], size=size, mode=mode, align_corners=corners)[0, 0]
 
 
-def _panel(axes: Axes, grey: Tensor, large: Tensor, values: Tensor, limits: tuple[float, float] | None) -> None:
-    """Draw one map over its grey image, with its own range below it."""
+def _range(values: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value, the same number twice where they differ by rounding only."""
     low, high = values.min().item(), values.max().item()
-    start, end = limits if limits else (low, high)
-    end = end if end > start else start + max(abs(start), 1e-12)  # a constant map takes the lowest colour
-    _picture(axes, grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.imshow(large, cmap="viridis", vmin=start, vmax=end, alpha=0.65, interpolation="nearest")
-    text = f"all {_number(low)}" if low == high else f"{_number(low)}\u2013{_number(high)}"
-    axes.set_xlabel(text, fontsize=9, labelpad=2)
+    return (low, high) if high - low > 1e-5 * max(abs(low), abs(high)) else (high, high)
 
 
-def _colour_bar(fig: Figure, axes: Any, limits: tuple[float, float] | None, unit: str) -> None:
-    colours = ScalarMappable(Normalize(*(limits or (0, 1))), "viridis")
-    bar = fig.colorbar(colours, ax=axes, fraction=0.08, pad=0.02, aspect=12 * len(axes), alpha=0.8)
+def _heat(axes: Axes, values: Tensor, limits: tuple[float, float]) -> None:
+    low, high = limits
+    high = high if high > low else low + max(abs(low), 1.0)  # a constant map takes the lowest colour, its rounding none
+    axes.imshow(values, cmap="viridis", vmin=low, vmax=high, alpha=0.65, interpolation="nearest")
+
+
+def _colour_bar(fig: Figure, axes: Axes, limits: tuple[float, float] | None, unit: str) -> None:
+    bar = fig.colorbar(ScalarMappable(Normalize(*(limits or (0, 1))), "viridis"), cax=axes, alpha=0.8)
     if limits is None:
         bar.set_ticks([0, 1], labels=["min", "max"])
-    bar.set_label("\n".join(_wrap(unit, 22 if len(axes) == 1 else 40)), fontsize=9)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width)
+    bar.set_label(unit, fontsize=9)
 
 
 @_in_house_style
-def grid(
-    images: Any, titles: Sequence[str] | None = None, *, masks: Any = None, columns: int = MAX_COLUMNS
-) -> Figure:
+def grid(images: Any, titles: Sequence[str] | None = None, *, masks: Any = None, columns: int = MAX_COLUMNS) -> Figure:
     """Draw images side by side, with a text over each and the outline of its mask.
 
     Args:
@@ -318,18 +352,91 @@ def grid(
     texts, outlines = _titles(titles, n, "titles"), _masks(masks, pictures)
     across = min(n, columns)
     column, rows = _columns(across), math.ceil(n / across)
-    fig = Figure(
-        figsize=(max(column * across + 0.2, 1.8), (column * height / width + 0.25) * rows + 0.2), layout="constrained"
-    )
-    axes = fig.subplots(rows, across, squeeze=False).flatten()
+    tall = (column * height / width + (0.3 if titles else 0.06)) * rows
+    fig = Figure(figsize=(max(column * across + 0.2, 1.8), tall + 0.1), layout="compressed")
     for i in range(n):
-        _picture(axes[i], pictures[i].permute(1, 2, 0), interpolation="nearest")
-        axes[i].set_title(texts[i])
-        if outlines is not None:
-            _outline(axes[i], outlines[i])
-    for empty in axes[n:]:
-        empty.remove()
+        axes = fig.add_subplot(rows, across, i + 1, title=texts[i])
+        _picture(axes, pictures[i].permute(1, 2, 0), outlines, i)
     return fig
+
+
+@_in_house_style
+def cells(
+    values: Mapping[str, Any] | Any, titles: Sequence[str] | None = None, *, decimals: int | None = None
+) -> Figure:
+    """Draw small tensors as tables of coloured cells with the number written in each.
+
+    For worked examples that can be followed by hand. The colours run from the smallest to the largest number of
+    each tensor; the numbers are the values.
+
+    Args:
+        values: a vector (W,), a matrix (H, W), a stack (K, H, W), or a dict from title to vector or matrix.
+        titles: K texts for a stack, or one text for a single tensor.
+        decimals: places after the point; by default as many as the values need, at most 3.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for a side over 12, which could not be read.
+
+    >>> figure = cells({"scores": [[0.0, 1.0]], "weights": [[0.269, 0.731]]})
+    >>> [text.get_text() for text in figure.axes[1].texts]
+    ['0.269', '0.731']
+    """
+    tables = _tables(values, titles)
+    wide = max(table.shape[1] for table in tables.values())
+    tall = max(table.shape[0] for table in tables.values())
+    texts = {title: _cell_texts(table, decimals) for title, table in tables.items()}
+    longest = max(len(text) for rows in texts.values() for row in rows for text in row)
+    cell = 0.12 + 0.085 * max(longest, 3)
+    across = max(1, min(len(tables), int(MAX_WIDTH / (cell * wide + 0.2))))
+    rows = math.ceil(len(tables) / across)
+    size = (min(MAX_WIDTH, (cell * wide + 0.2) * across), (0.36 * tall + 0.4) * rows)
+    fig = Figure(figsize=size, layout="constrained")
+    for i, (title, table) in enumerate(tables.items()):
+        axes = fig.add_subplot(rows, across, i + 1, title=title, xticks=[], yticks=[])
+        low, high = table.min().item(), table.max().item()
+        axes.spines[:].set_visible(False)
+        axes.imshow(table, cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+        for y, row in enumerate(texts[title]):
+            for x, text in enumerate(row):
+                light = table[y, x].item() > low + 0.55 * (high - low) and high > low
+                axes.text(x, y, text, ha="center", va="center", fontsize=10, color="black" if light else "white")
+    return fig
+
+
+def _tables(values: Any, titles: Sequence[str] | None) -> dict[str, Tensor]:
+    """Return the tensors to print as a dict from title to matrix."""
+    if isinstance(values, Mapping):
+        if titles is not None:
+            raise ValueError("titles: the keys of the dict are the titles already; pass one or the other")
+        stack = {str(title): torch.as_tensor(value) for title, value in values.items()}
+    else:
+        whole = torch.as_tensor(values)
+        parts = list(whole) if whole.ndim == 3 else [whole]
+        names = _titles([titles] if isinstance(titles, str) else titles, len(parts), "titles")
+        stack = {name or "\u200b" * i: part for i, (name, part) in enumerate(zip(names, parts, strict=True))}
+    tables = {}
+    for title, value in stack.items():
+        table = value.detach().cpu().double()
+        table = table.reshape(1, -1) if table.ndim < 2 else table
+        if table.ndim != 2 or 0 in table.shape or max(table.shape) > 12:
+            raise ValueError(
+                f"{title or 'values'}: got shape {tuple(value.shape)}, expected a vector or matrix with sides of 1 to "
+                "12; larger ones cannot be read as numbers: use plot.overlay"
+            )
+        tables[title] = table
+    if not tables:
+        raise ValueError("values: the dict is empty")
+    return tables
+
+
+def _cell_texts(table: Tensor, decimals: int | None) -> list[list[str]]:
+    if decimals is None:
+        finite = table[table.isfinite()]
+        decimals = next((d for d in range(3) if torch.allclose(finite, finite.round(decimals=d), atol=1e-6)), 3)
+    return [[f"{value:.{decimals}f}" for value in row] for row in table.tolist()]
 
 
 # ------------------------------------------------------------------------------------------------ runs and seeds
@@ -348,8 +455,9 @@ def _epochs(run: Any) -> list[Mapping[str, Any]]:
 def _runs(value: Any) -> list[list[Mapping[str, Any]]]:
     """Return the runs of one name: a single run, or a list of runs over seeds."""
     single = hasattr(value, "epochs") or isinstance(value, Mapping)
-    single = single or (isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping)
-                        and "epochs" not in value[0])
+    single = single or (
+        isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping) and "epochs" not in value[0]
+    )
     return [_epochs(run) for run in ([value] if single else value)]
 
 
@@ -368,8 +476,8 @@ def _series(name: str, value: Any, metric: str) -> tuple[list[float], Tensor]:
     times = [[float(record.get("epoch", i)) for i, record in enumerate(run, start=1)] for run in runs]
     if any(time != times[0] for time in times):
         raise ValueError(
-            f"{name!r}: its runs have {sorted({len(t) for t in times})} epochs or other epoch numbers; a mean over seeds "
-            "needs the same epochs in each run"
+            f"{name!r}: its runs cover different epochs (they have {sorted({len(time) for time in times})} records); "
+            "a mean over seeds needs the same epochs in each run"
         )
     return times[0], torch.tensor([[float(record[metric]) for record in run] for run in runs], dtype=torch.float64)
 
@@ -381,15 +489,15 @@ def _look(i: int) -> dict[str, Any]:
 
 def _named(values: Any, what: str) -> dict[str, Any]:
     if not isinstance(values, Mapping) or not values:
-        raise TypeError(f"{what}: got {type(values).__name__}, expected a dict from name to values with one entry or more")
+        raise TypeError(f"{what}: got {type(values).__name__}, expected a dict from name to values, not empty")
     return {str(name): value for name, value in values.items()}
 
 
 def _legend(fig: Figure, axes: Axes) -> None:
-    """Put the legend below the axes, in as many columns as fit."""
+    """Put the legend below the axes in as many columns as fit, and make the figure higher by its rows."""
     handles, labels = axes.get_legend_handles_labels()
-    longest = max(len(label) for label in labels)
-    fits = max(1, int(fig.get_figwidth() / (0.7 + 0.085 * longest)))
+    fits = max(1, int(fig.get_figwidth() / (0.7 + 0.085 * max(len(label) for label in labels))))
+    fig.set_figheight(fig.get_figheight() + 0.2 * math.ceil(len(labels) / fits))
     fig.legend(handles, labels, loc="outside lower center", ncols=min(fits, len(labels)), frameon=False, handlelength=3)
 
 
@@ -411,14 +519,15 @@ def curves(
     Raises:
         ValueError: for an unknown metric, or seeds with different epochs.
 
-    >>> seeds = [[{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], [{"epoch": 1, "loss": 2.2}, {"epoch": 2, "loss": 0.8}]]
-    >>> curves({"dp": seeds}, "loss").axes[0].get_ylabel()
+    >>> first = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
+    >>> second = [{"epoch": 1, "loss": 2.2}, {"epoch": 2, "loss": 0.8}]
+    >>> curves({"dp": [first, second]}, "loss").axes[0].get_ylabel()
     'loss'
     """
-    fig = Figure(figsize=(6.0, 3.6), layout="constrained")
+    series = {name: _series(name, value, metric) for name, value in _named(runs, "runs").items()}
+    fig = Figure(figsize=(6.0, 3.0), layout="constrained")
     axes = fig.subplots()
-    for i, (name, value) in enumerate(_named(runs, "runs").items()):
-        epochs, values = _series(name, value, metric)
+    for i, (name, (epochs, values)) in enumerate(series.items()):
         look, seeds = _look(i), len(values)
         label = f"{name} ({seeds} seeds)" if seeds > 1 else name
         marker = MARKERS[i % len(MARKERS)] if len(epochs) <= 25 else ""
@@ -427,7 +536,7 @@ def curves(
             axes.fill_between(epochs, values.amin(0), values.amax(0), color=look["color"], alpha=0.15, linewidth=0)
             axes.plot(epochs, values.T, linewidth=0.6, alpha=0.6, **look)
     axes.set(xlabel=xlabel, ylabel=metric.replace("_", " ") if ylabel is None else ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
     _legend(fig, axes)
     return fig
@@ -470,18 +579,76 @@ def bars(
         seeds = dict(sorted(seeds.items(), key=lambda item: -item[1].mean().item()))
     fig = Figure(figsize=(6.5, 0.9 + 0.34 * len(seeds)), layout="constrained")
     axes = fig.subplots()
-    for row, (name, points) in enumerate(seeds.items()):
+    for row, points in enumerate(seeds.values()):
         mean, colour = points.mean().item(), COLOURS[0]
         axes.plot([points.min(), points.max()], [row, row], color=colour, linewidth=1, alpha=0.5)
         axes.plot(points, [row] * len(points), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
         axes.plot([mean], [row], "|", color="#000000", markersize=15, markeredgewidth=2)
-        axes.annotate(f"{mean:.3f}", (1, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
-                      textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(
+            f"{mean:.3f}",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     for name, place in (reference or {}).items():
         axes.axvline(place, color="#777777", linestyle="--", linewidth=1, zorder=0)
-        axes.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
-                      ha="center", va="bottom", fontsize=9)
+        axes.annotate(
+            name,
+            (place, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
     axes.set(xlabel=ylabel, yticks=range(len(seeds)), yticklabels=list(seeds), ylim=(len(seeds) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    return fig
+
+
+@_in_house_style
+def lines(
+    x: Any,
+    ys: Mapping[str, Any],
+    xlabel: str = "x",
+    ylabel: str = "y",
+    *,
+    logx: bool = False,
+    logy: bool = False,
+) -> Figure:
+    """Draw functions of one variable, each as a line with its own colour and style.
+
+    Args:
+        x: (n,) places on the horizontal axis.
+        ys: dict from name to (n,) values; NaN leaves a gap.
+        xlabel: text of the horizontal axis.
+        ylabel: text of the vertical axis.
+        logx: logarithmic horizontal axis.
+        logy: logarithmic vertical axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for values that are not as many as the places.
+
+    >>> x = torch.linspace(-3, 3, 61)
+    >>> len(lines(x, {"tanh": x.tanh(), "sigmoid": x.sigmoid()}, "score", "output").axes[0].lines)
+    2
+    """
+    places = torch.as_tensor(x).detach().cpu().double().flatten()
+    fig = Figure(figsize=(6.0, 3.0), layout="constrained")
+    axes = fig.subplots()
+    for i, (name, y) in enumerate(_named(ys, "ys").items()):
+        values = torch.as_tensor(y).detach().cpu().double().flatten()
+        if len(values) != len(places):
+            raise ValueError(f"{name!r}: {len(values)} values for {len(places)} places on the x axis")
+        axes.plot(places, values, linewidth=2, label=name, **_look(i))
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+    _legend(fig, axes)
     return fig
