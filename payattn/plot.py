@@ -179,7 +179,7 @@ def _span(low: float, high: float) -> tuple[str, str]:
 
 
 def _picture(axes: Axes, pixels: Tensor, masks: Tensor | None, i: int, **options: Any) -> None:
-    axes.imshow(pixels, interpolation="nearest", **options)
+    axes.imshow(pixels.numpy(), interpolation="nearest", **options)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if masks is not None:
@@ -191,7 +191,7 @@ def _outline(axes: Axes, mask: Tensor) -> None:
     height, width = mask.shape
     if mask.any():
         around = F.pad(mask.float(), (1, 1, 1, 1))  # so that an object at the border has a closed outline
-        edge = axes.contour(range(-1, width + 1), range(-1, height + 1), around, levels=[0.5], colors="white")
+        edge = axes.contour(range(-1, width + 1), range(-1, height + 1), around.numpy(), levels=[0.5], colors="white")
         edge.set(linewidth=1.2, path_effects=[patheffects.withStroke(linewidth=3, foreground="black")])
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
@@ -318,7 +318,7 @@ def _range(values: Tensor) -> tuple[float, float]:
 def _heat(axes: Axes, values: Tensor, limits: tuple[float, float]) -> None:
     low, high = limits
     high = high if high > low else low + max(abs(low), 1.0)  # a constant map takes the lowest colour, its rounding none
-    axes.imshow(values, cmap="viridis", vmin=low, vmax=high, alpha=0.65, interpolation="nearest")
+    axes.imshow(values.numpy(), cmap="viridis", vmin=low, vmax=high, alpha=0.65, interpolation="nearest")
 
 
 def _colour_bar(fig: Figure, axes: Axes, limits: tuple[float, float] | None, unit: str) -> None:
@@ -398,7 +398,7 @@ def cells(
         axes = fig.add_subplot(rows, across, i + 1, title=title, xticks=[], yticks=[])
         low, high = table.min().item(), table.max().item()
         axes.spines[:].set_visible(False)
-        axes.imshow(table, cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+        axes.imshow(table.numpy(), cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
         for y, row in enumerate(texts[title]):
             for x, text in enumerate(row):
                 light = table[y, x].item() > low + 0.55 * (high - low) and high > low
@@ -531,10 +531,12 @@ def curves(
         look, seeds = _look(i), len(values)
         label = f"{name} ({seeds} seeds)" if seeds > 1 else name
         marker = MARKERS[i % len(MARKERS)] if len(epochs) <= 25 else ""
-        axes.plot(epochs, values.mean(0), linewidth=2, marker=marker, markersize=4, label=label, **look)
+        axes.plot(epochs, values.mean(0).numpy(), linewidth=2, marker=marker, markersize=4, label=label, **look)
         if seeds > 1:
-            axes.fill_between(epochs, values.amin(0), values.amax(0), color=look["color"], alpha=0.15, linewidth=0)
-            axes.plot(epochs, values.T, linewidth=0.6, alpha=0.6, **look)
+            axes.fill_between(
+                epochs, values.amin(0).numpy(), values.amax(0).numpy(), color=look["color"], alpha=0.15, linewidth=0
+            )
+            axes.plot(epochs, values.T.numpy(), linewidth=0.6, alpha=0.6, **look)
     axes.set(xlabel=xlabel, ylabel=metric.replace("_", " ") if ylabel is None else ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
@@ -581,8 +583,8 @@ def bars(
     axes = fig.subplots()
     for row, points in enumerate(seeds.values()):
         mean, colour = points.mean().item(), COLOURS[0]
-        axes.plot([points.min(), points.max()], [row, row], color=colour, linewidth=1, alpha=0.5)
-        axes.plot(points, [row] * len(points), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
+        axes.plot([points.min().item(), points.max().item()], [row, row], color=colour, linewidth=1, alpha=0.5)
+        axes.plot(points.numpy(), [row] * len(points), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
         axes.plot([mean], [row], "|", color="#000000", markersize=15, markeredgewidth=2)
         axes.annotate(
             f"{mean:.3f}",
@@ -648,7 +650,7 @@ def lines(
         values = torch.as_tensor(y).detach().cpu().double().flatten()
         if len(values) != len(places):
             raise ValueError(f"{name!r}: {len(values)} values for {len(places)} places on the x axis")
-        axes.plot(places, values, linewidth=2, label=name, **_look(i))
+        axes.plot(places.numpy(), values.numpy(), linewidth=2, label=name, **_look(i))
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     _legend(fig, axes)
     return fig
