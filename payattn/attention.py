@@ -37,6 +37,17 @@ def promote(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def contract(equation: str, *factors: Tensor) -> Tensor:
+    """``torch.einsum`` in at least float32, also under autocast, which would send it to half precision.
+
+    Example:
+        >>> contract("nmhw,nm->nhw", torch.ones(1, 4, 1, 2), torch.ones(1, 4))
+        tensor([[[4., 4.]]])
+    """
+    with torch.autocast(factors[0].device.type, enabled=False):
+        return torch.einsum(equation, *map(promote, factors))
+
+
 def choose(what: str, value: str, valid: Sequence[str]) -> str:
     """Return ``value`` if it is one of ``valid``; otherwise say which choice was probably meant.
 
@@ -94,7 +105,7 @@ def dot_product_scores(local: Tensor, query: Tensor, scaled: bool = False) -> Te
         tensor([[[3., 5.]]])
     """
     _check_pair(local, query)
-    scores = (promote(local) * promote(query)[:, :, None, None]).sum(dim=1)
+    scores = contract("nmhw,nm->nhw", local, query.expand(local.shape[0], -1))
     return scores / math.sqrt(local.shape[1]) if scaled else scores
 
 
@@ -123,10 +134,9 @@ def parametrised_scores(local: Tensor, query: Tensor, weight: Tensor, bias: Tens
     """
     _check_pair(local, query)
     _check_weight(local, weight)
-    u = promote(weight)
-    of_local = (promote(local) * u[:, None, None]).sum(dim=1)
-    of_query = (promote(query) * u).sum(dim=1)[:, None, None]
-    scores = of_local + of_query
+    of_local = contract("nmhw,m->nhw", local, weight)
+    of_query = contract("nm,m->n", query, weight)
+    scores = of_local + of_query[:, None, None]
     return scores if bias is None else scores + promote(bias)
 
 
@@ -156,7 +166,7 @@ def additive_scores(local: Tensor, query: Tensor, weight: Tensor, bias: Tensor |
     _check_pair(local, query)
     _check_weight(local, weight)
     summed = promote(local) + promote(query)[:, :, None, None]
-    scores = (torch.tanh(summed) * promote(weight)[:, None, None]).sum(dim=1)
+    scores = contract("nmhw,m->nhw", torch.tanh(summed), weight)
     return scores if bias is None else scores + promote(bias)
 
 
@@ -213,7 +223,7 @@ def attend(local: Tensor, weights: Tensor) -> Tensor:
             f"local features must be (N, M, H, W) and weights (N, H, W), got {tuple(local.shape)} and "
             f"{tuple(weights.shape)}"
         )
-    return (promote(local) * promote(weights)[:, None]).sum(dim=(2, 3))
+    return contract("nmhw,nhw->nm", local, weights)
 
 
 class Attended(NamedTuple):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from payattn.attention import SCORES, Attended, ConcatHead, IndepHead, SpatialAttention, choose, promote
+from payattn.attention import SCORES, Attended, ConcatHead, IndepHead, SpatialAttention, choose, contract
 
 Maps = dict[str, Tensor]
 
@@ -264,8 +264,8 @@ class VGGGAP(_Classifier):
         logits = self.head(local.mean(dim=(2, 3)))
         if not return_maps:
             return logits
-        of_class = promote(self.head.weight)[logits.argmax(dim=1)]
-        return logits, {"layer13": (promote(local) * of_class[:, :, None, None]).sum(dim=1)}
+        of_class = self.head.weight[logits.argmax(dim=1)]
+        return logits, {"layer13": contract("nmhw,nm->nhw", local, of_class)}
 
 
 class VGGAttention(_Classifier):
