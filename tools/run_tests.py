@@ -29,8 +29,9 @@ def run(name: str, command: list[str]) -> tuple[bool, float, str]:
     # One thread per process: two workers on two cores are then faster than one, and repeatable.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     last = ""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes) as job:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
         assert job.stdout is not None
         for line in job.stdout:
             print(line, end="", flush=True)
