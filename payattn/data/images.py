@@ -1,0 +1,182 @@
+"""Images, labels and masks held as tensors on one device, and batches drawn from them by index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+def _require(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
+    if not condition:
+        raise error(message)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A labelled set of images of one size, kept whole on one device.
+
+    Args:
+        images: RGB, uint8 (N, 3, H, W), values 0 to 255.
+        labels: int64 (N,), each in ``0 .. len(classes) - 1``.
+        classes: one name per class, in label order.
+        masks: bool (N, H, W), True on the object, or None where no mask is known.
+        name: what the set is called in results and error messages.
+        caveat: what a reader of a result must know about the data, such as "JPEG copy".
+        clean_labels: int64 (N,), the labels before label noise, or None where ``labels`` has no added noise.
+
+    Raises:
+        TypeError: if a tensor has another type than the one above.
+        ValueError: if shapes do not fit together or a label has no class.
+
+    Example:
+        >>> import torch
+        >>> data = ImageSet(torch.zeros(2, 3, 4, 5, dtype=torch.uint8), torch.tensor([1, 0]), ("cat", "dog"))
+        >>> len(data), data.subset([0]).labels.tolist(), data.mean
+        (2, [1], (0.0, 0.0, 0.0))
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    masks: Tensor | None = None
+    name: str = "images"
+    caveat: str = ""
+    clean_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        images, shape, where = self.images, tuple(self.images.shape), f"ImageSet {self.name!r}"
+        _require(images.dtype == torch.uint8,
+                 f"{where}: images must be uint8 (0 to 255), got {images.dtype}; "
+                 "convert values in [0, 1] with (255 * images).round().to(torch.uint8)", TypeError)
+        _require(images.ndim == 4 and shape[1] == 3,
+                 f"{where}: images must be (N, 3, H, W), got {shape}; "
+                 "move a last colour axis with images.permute(0, 3, 1, 2)")
+        for field in ("labels", "clean_labels"):
+            labels = getattr(self, field)
+            if labels is None:
+                continue
+            _require(labels.dtype == torch.int64,
+                     f"{where}: {field} must be int64, got {labels.dtype}; use .long()", TypeError)
+            _require(tuple(labels.shape) == shape[:1],
+                     f"{where}: {field} must be ({shape[0]},), one per image, got {tuple(labels.shape)}")
+            if len(labels):
+                low, high = int(labels.min()), int(labels.max())
+                _require(low >= 0 and high < len(self.classes),
+                         f"{where}: {field} run from {low} to {high}, "
+                         f"but {len(self.classes)} classes allow 0 to {len(self.classes) - 1}")
+        if self.masks is not None:
+            _require(self.masks.dtype == torch.bool,
+                     f"{where}: masks must be bool, got {self.masks.dtype}; use masks > 0", TypeError)
+            _require(tuple(self.masks.shape) == (shape[0], *shape[2:]),
+                     f"{where}: masks must be {(shape[0], *shape[2:])} like the images, "
+                     f"got {tuple(self.masks.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        masks = "with masks" if self.masks is not None else "no masks"
+        noise = "" if self.clean_labels is None else ", label noise"
+        caveat = f", caveat: {self.caveat}" if self.caveat else ""
+        return (f"ImageSet({self.name!r}, {len(self)} images of {self.images.shape[2]} x {self.images.shape[3]}, "
+                f"{len(self.classes)} classes, {masks}{noise}, on {self.images.device}{caveat})")
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> ImageSet:
+        """A copy of this set with ``change`` applied to every tensor it holds."""
+        return replace(self, images=change(self.images), labels=change(self.labels),
+                       masks=None if self.masks is None else change(self.masks),
+                       clean_labels=None if self.clean_labels is None else change(self.clean_labels))
+
+    def subset(self, index: Tensor | slice | list[int]) -> ImageSet:
+        """The images at ``index`` (a slice, integers, or a bool tensor of length N), in that order."""
+        if isinstance(index, list):
+            index = torch.tensor(index, dtype=torch.int64)
+        if isinstance(index, Tensor):
+            index = index.to(self.images.device)
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: str | torch.device) -> ImageSet:
+        """The same set on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    @cached_property
+    def _moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        _require(len(self) > 0, f"ImageSet {self.name!r} is empty, so it has no mean")
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean, std = [], []
+        for channel in range(3):  # a histogram is exact, whatever the device or the number of threads
+            counts = torch.bincount(self.images[:, channel].flatten(), minlength=256).cpu().double()
+            share = counts / counts.sum()
+            mean.append(float(share @ levels))
+            std.append(float((share @ (levels - mean[-1]).square()).sqrt()))
+        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Mean of each channel over all pixels, in [0, 1]."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Standard deviation of each channel over all pixels, in units of [0, 1]."""
+        return self._moments[1]
+
+    def digest(self) -> str:
+        """SHA-256 of images, labels and masks, as 64 hex digits: two sets with one digest are the same data."""
+        total = hashlib.sha256()
+        for tensor in (self.images, self.labels, self.masks):
+            if tensor is not None:
+                total.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+                total.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B") if tensor.numel() else b"")
+        return total.hexdigest()
+
+
+def batches(data: ImageSet, batch_size: int, *, generator: torch.Generator | None = None,
+            augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+            drop_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over a set in batches, drawn by index on its device.
+
+    Args:
+        data: the set.
+        batch_size: images in a batch; the last batch may be smaller.
+        generator: shuffles the set and drives ``augment``; None means in order, without augmentation.
+        augment: changes a batch of images, such as :class:`Augment`; needs ``generator``.
+        drop_last: leave out a last batch that is smaller.
+
+    Returns:
+        An iterator of (images uint8 (B, 3, H, W), labels int64 (B,)).
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive, or ``augment`` comes without ``generator``.
+
+    Example:
+        >>> import torch
+        >>> data = ImageSet(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), torch.arange(5), tuple("abcde"))
+        >>> [labels.tolist() for _, labels in batches(data, 2)]
+        [[0, 1], [2, 3], [4]]
+    """
+    _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    _require(augment is None or generator is not None,
+             "augment draws random numbers: pass generator=torch.Generator().manual_seed(0) beside it")
+    return _batches(data, batch_size, generator, augment, drop_last)
+
+
+def _batches(data: ImageSet, batch_size: int, generator: torch.Generator | None,
+             augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+             drop_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    stop = len(data) - len(data) % batch_size if drop_last else len(data)
+    order = None
+    if generator is not None:
+        order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.images.device)
+    for start in range(0, stop, batch_size):
+        part = slice(start, start + batch_size)
+        index = part if order is None else order[part]
+        images, labels = data.images[index], data.labels[index]
+        if augment is not None and generator is not None:
+            images = augment(images, generator)
+        yield images, labels
