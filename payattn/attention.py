@@ -227,7 +227,13 @@ def attend(local: Tensor, weights: Tensor) -> Tensor:
 
 
 class Attended(NamedTuple):
-    """What one level gives: descriptor g_a (N, M), map a (N, H, W) and the scores c (N, H, W) before the softmax."""
+    """What one level gives: descriptor g_a (N, M), map a (N, H, W) and the scores c (N, H, W) before the softmax.
+
+    Example:
+        >>> descriptor, weights, scores = SpatialAttention(8)(torch.rand(2, 8, 5, 7), torch.rand(2, 8))
+        >>> descriptor.shape, weights.shape == scores.shape
+        (torch.Size([2, 8]), True)
+    """
 
     descriptor: Tensor
     map: Tensor
