@@ -1,5 +1,6 @@
 # Everything is one of these targets; `make help` lists them. The first one that needs it makes .venv.
 PYTHON ?= python3
+ANY    := $(shell command -v $(PYTHON) || command -v python3 || command -v python)
 SHELL  := /bin/bash
 BIN    := .venv/bin
 RUN    := $(BIN)/python
@@ -12,7 +13,7 @@ help:       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:      ## make or refresh .venv (skipped when nothing changed)
-	@$(PYTHON) tools/setup.py --python "$(PYTHON)"
+	@$(ANY) tools/setup.py --python "$(PYTHON)" $(if $(NEWEST),--newest)
 
 book: setup ## run every chapter afresh on the embedded data, then build the site
 	@$(RUN) tools/run_notebooks.py

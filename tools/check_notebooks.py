@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Rules:
 
     def rhythm(self) -> Iterator[Fault]:
         """Prose between code cells; every code cell ends in something to see or to hold."""
-        for (_, a), (j, b) in zip(self.cells, self.cells[1:], strict=False):
+        for (_, a), (j, b) in pairwise(self.cells):
             if a.cell_type == b.cell_type == "code":
                 yield self.fault(j, "two code cells without prose between", "say what to notice, then go on")
         for i, cell in self.code[1:]:
@@ -208,7 +209,7 @@ class Rules:
             both = {bool(c["correct"]) for c in choices} == {True, False}
             if not both or not all(c.get("feedback", "").strip() for c in choices):
                 yield self.fault(
-                    0, f"quiz {name!r}, question {n}: no right or no wrong choice, or one without feedback", "complete it"
+                    0, f"quiz {name!r}, question {n}: not one right, one wrong and all with feedback", "mend it"
                 )
 
     def numbers(self) -> Iterator[Fault]:
