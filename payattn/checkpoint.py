@@ -51,8 +51,8 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     value = zlib.crc32(header.encode())
     for name in sorted(tensors):
         value = zlib.crc32(name.encode(), value)
-        # view as bytes: numpy knows no bfloat16
-        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), value)
+        # as bytes, since numpy knows no bfloat16
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
 
 

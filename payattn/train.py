@@ -56,8 +56,8 @@ class Settings:
         milestones: epoch to factor, for ``schedule="milestones"``, as in ``{60: 0.2, 120: 0.2}``.
         lr_decay: the learning rate of step t is also divided by 1 + lr_decay * t.
         augment: an :class:`Augment`, or its arguments as a dict; none by default.
-        drop_last: leave out the last batch of an epoch when it is not full.  With ``"always"`` it is left out
-            even when full, as the authors of Learn To Pay Attention do.
+        drop_last: leave out the last batch of an epoch when it is not full, as the authors of Learn To Pay
+            Attention do.
         label_smoothing: share of the target spread evenly over the classes.
         seed: of batches, augmentation and dropout.  It does not touch the initial weights.
         amp: ``"auto"`` computes in bfloat16 where the hardware does so natively, see :func:`autocast_dtype`.
@@ -87,7 +87,7 @@ class Settings:
     milestones: Mapping[int, float] = field(default_factory=dict)
     lr_decay: float = 0.0
     augment: Augment | None = None
-    drop_last: bool | str = False
+    drop_last: bool = False
     label_smoothing: float = 0.0
     seed: int = 0
     amp: str = "auto"
@@ -104,14 +104,16 @@ class Settings:
         for name in ("epochs", "batch_size", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        if self.drop_last not in (True, False, "always"):
-            raise ValueError(f"drop_last must be True, False or 'always', got {self.drop_last!r}")
+        for name in ("nesterov", "drop_last", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.nesterov and self.dampening:
             raise ValueError(f"nesterov needs dampening=0, got dampening={self.dampening:g}")
-        if isinstance(self.augment, Mapping):
-            object.__setattr__(self, "augment", Augment(**self.augment))
-        elif not isinstance(self.augment, (Augment, type(None))):
-            raise TypeError(f"augment must be an Augment, a dict or None, got {type(self.augment).__name__}")
+        augment: Any = self.augment
+        if isinstance(augment, Mapping):
+            object.__setattr__(self, "augment", Augment(**augment))
+        elif not isinstance(augment, (Augment, type(None))):
+            raise TypeError(f"augment must be an Augment, a dict or None, got {type(augment).__name__}")
         # JSON and TOML know only text as keys
         object.__setattr__(self, "milestones", {int(e): float(f) for e, f in self.milestones.items()})
         if bool(self.milestones) != (self.schedule == "milestones"):
@@ -293,12 +295,11 @@ def fit(
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     criterion = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     dtype = autocast_dtype(settings.amp, device)
-    with _own_randomness(device):
+    with _own_randomness(device, settings.seed):
         _check(model, train, settings)
-        torch.manual_seed(settings.seed)  # dropout draws from the global generators, batches from their own
         run = Run(model, make_optimizer(model, settings), device, settings)
-        identity = _identity(model, train, settings, loss)
-        if checkpoint is not None and Path(checkpoint).exists():
+        identity = _identity(model, train, settings, loss) if checkpoint else {}
+        if checkpoint and Path(checkpoint).exists():
             run.resume(checkpoint, identity)
         with _Progress(progress, settings.epochs, steps, done=len(run.epochs)) as report:
             for epoch in range(len(run.epochs) + 1, settings.epochs + 1):
@@ -308,7 +309,7 @@ def fit(
                     record |= {"test_loss": measured["loss"], "test_accuracy": measured["accuracy"]}
                 _check_finite(model, epoch, steps)
                 run.epochs.append(record)
-                if checkpoint is not None:
+                if checkpoint:
                     run.save(checkpoint, identity)
                 report.epoch(record)
                 if on_epoch is not None:
@@ -332,9 +333,9 @@ def _train_epoch(
     hits = torch.zeros((), dtype=torch.int64, device=run.device)
     seen, start = 0, time.perf_counter()
     drawn = batches(
-        train, settings.batch_size, generator=run.generator, augment=settings.augment, drop_last=bool(settings.drop_last)
+        train, settings.batch_size, generator=run.generator, augment=settings.augment, drop_last=settings.drop_last
     )
-    for step, (images, labels) in zip(range(steps), drawn, strict=False):
+    for step, (images, labels) in enumerate(drawn):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(settings, epoch, step, steps)
         if settings.channels_last:
@@ -403,9 +404,7 @@ class Run:
     def save(self, path: str | PathLike[str], identity: Mapping[str, Any]) -> None:
         """Write everything to one file, atomically."""
         optimizer, rest = files.pack_optimizer(self.optimizer)
-        random = {"batches": self.generator.get_state(), "cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        random = {"batches": self.generator.get_state(), **_random_state(self.device)}
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
         tensors |= {f"rng.{k}": v for k, v in random.items()}
@@ -425,10 +424,8 @@ class Run:
         files.unpack_optimizer(self.optimizer, files.under("optimizer", tensors), metadata["optimizer"])
         self.scaler.load_state_dict(metadata["scaler"])
         random = files.under("rng", tensors)
-        self.generator.set_state(random["batches"])
-        torch.set_rng_state(random["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], self.device)
+        self.generator.set_state(random.pop("batches"))
+        _set_random_state(self.device, random)
         self.epochs = metadata["epochs"]
 
 
@@ -437,7 +434,7 @@ def _identity(model: nn.Module, train: ImageSet, settings: Settings, loss: Loss 
     name = "cross-entropy" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
     identity = {
         "settings": settings.to_dict(),
-        "data": {"name": train.name, "images": len(train), "digest": train.digest()},
+        "data": {"images": len(train), "digest": train.digest()},
         "model": getattr(model, "spec", None),
         "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
         "loss": name,
@@ -449,7 +446,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = ""
     for key in new:
         before, now = old.get(key), new[key]
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            yield from _differences({**dict.fromkeys(now), **before}, {**dict.fromkeys(before), **now}, f"{where}{key} ")
+            inside = dict.fromkeys([*before, *now]) | dict(now)
+            yield from _differences(before, inside, f"{where}{key} ")
         elif before != now:
             yield f"{where}{key} was {before!r} and is now {now!r}"
 
@@ -463,21 +461,44 @@ def _known(choices: Mapping[str, Any]) -> Mapping[str, Any]:
 def _steps(images: int, settings: Settings) -> int:
     full, rest = divmod(images, settings.batch_size)
     steps = full + (rest > 0 and not settings.drop_last)
-    if settings.drop_last == "always" and not rest:
-        steps -= 1
     if steps < 1:
-        raise ValueError(
-            f"{images} training images give no batch of {settings.batch_size} with "
-            f"drop_last={settings.drop_last!r}; use a smaller batch_size"
-        )
+        raise ValueError(f"{images} training images make no batch of {settings.batch_size}; use a smaller batch_size")
     return steps
 
 
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the global generators that dropout on this device draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def _set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
 @contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """Let a block seed the global generators and give the caller's states back after it."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generators for a block, and give the caller's states back after it."""
+    before = _random_state(device)
+    # not torch.manual_seed: it would also seed devices whose state is not given back
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    try:
         yield
+    finally:
+        _set_random_state(device, before)
 
 
 def _check(model: nn.Module, train: ImageSet, settings: Settings) -> None:
@@ -489,15 +510,18 @@ def _check(model: nn.Module, train: ImageSet, settings: Settings) -> None:
             "use drop_last=True or another batch_size"
         )
     with torch.no_grad():
-        logits = model.eval()(train.images[:2])
+        _check_logits(model.eval()(train.images[:2]), train)
+
+
+def _check_logits(logits: Any, data: ImageSet) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must map images (N, 3, H, W) to logits (N, K), got {got}")
-    highest = int(train.labels.max())
+    highest = int(data.labels.max())
     if highest >= logits.shape[1]:
         raise ValueError(
-            f"the data set has labels up to {highest} and the model {logits.shape[1]} classes; "
-            f"create it with classes={highest + 1} or more"
+            f"the data set {data.name!r} has labels up to {highest} and the model {logits.shape[1]} classes; "
+            f"create the model with classes={len(data.classes)}"
         )
 
 
@@ -606,10 +630,13 @@ def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[st
         >>> evaluate(One(), data)["accuracy"]
         0.75
     """
+    if not len(data):
+        raise ValueError(f"the data set {data.name!r} is empty, so nothing can be measured on it")
     device = _home(model)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     hits = torch.zeros((), dtype=torch.int64, device=device)
     with _evaluating(model):
+        _check_logits(model(data.images[:1].to(device)), data)
         for images, labels in batches(data, batch_size):
             logits, labels = model(images.to(device)).float(), labels.to(device)
             loss += F.cross_entropy(logits, labels, reduction="sum").double()
@@ -650,9 +677,11 @@ class _Progress(AbstractContextManager["_Progress"]):
     """A bar over all steps on a terminal, one line per epoch elsewhere, or silence."""
 
     def __init__(self, kind: str | bool, epochs: int, steps: int, done: int) -> None:
-        if kind in ("auto", True):
+        if kind is not False:
+            kind = choose("progress", "auto" if kind is True else kind, PROGRESS)
+        if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"
-        self.kind = kind and choose("progress", kind, PROGRESS)
+        self.kind = kind
         self.epochs, self.bar = epochs, None
         if self.kind == "bar":
             from tqdm import tqdm
@@ -670,10 +699,11 @@ class _Progress(AbstractContextManager["_Progress"]):
         numbers = f"lr {record['lr']:.4g}  loss {record['loss']:.4f}  train {record['train_accuracy']:.4f}"
         if "test_accuracy" in record:
             numbers += f"  test {record['test_accuracy']:.4f}"
+        line = f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {numbers}"
         if self.bar is not None:
-            self.bar.set_description(f"epoch {record['epoch']}/{self.epochs}  {numbers}")
+            self.bar.write(line)
         elif self.kind:
-            print(f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {numbers}", flush=True)
+            print(line, flush=True)
 
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
