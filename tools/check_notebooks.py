@@ -79,7 +79,7 @@ class Rules:
             yield self.fault(0, f"{len(tagged)} cells tagged `parameters`", "tag exactly one code cell")
             return
         for name, want in (("budget", 'budget = "auto"'), ("seed", "seed = 0")):
-            if not re.search(rf"^{re.escape(want)}\b?", tagged[0][1].source, re.M):
+            if not re.search(rf"^{re.escape(want)}", tagged[0][1].source, re.M):
                 yield self.fault(tagged[0][0], f"the parameters lack {name}", f"write the line: {want}")
 
     def front(self) -> Iterator[Fault]:
