@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -44,8 +45,13 @@ def contract(equation: str, *factors: Tensor) -> Tensor:
         >>> contract("nmhw,nm->nhw", torch.ones(1, 4, 1, 2), torch.ones(1, 4))
         tensor([[[4., 4.]]])
     """
-    with torch.autocast(factors[0].device.type, enabled=False):
-        return torch.einsum(equation, *map(promote, factors))
+    kind = reduce(torch.promote_types, (factor.dtype for factor in factors), torch.float32)
+    factors = tuple(factor.to(kind) for factor in factors)
+    device = factors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return torch.einsum(equation, *factors)  # the meta device knows no autocast, and exported graphs stay plain
+    with torch.autocast(device, enabled=False):
+        return torch.einsum(equation, *factors)
 
 
 def choose(what: str, value: str, valid: Sequence[str]) -> str:
@@ -397,7 +403,8 @@ class ConcatHead(nn.Module):
 
     def features(self, descriptors: Sequence[Tensor]) -> Tensor:
         """What the classifier sees, shape (N, sum of channels): used as features of other data sets."""
-        return torch.cat([path(g) for path, g in zip(self.paths, descriptors, strict=True)], dim=1)
+        kind = self.classifier.weight.dtype  # descriptors are float32 even in a model.half()
+        return torch.cat([path(g.to(kind)) for path, g in zip(self.paths, descriptors, strict=True)], dim=1)
 
     def forward(self, descriptors: Sequence[Tensor]) -> Tensor:
         return self.classifier(self.features(descriptors))
@@ -425,8 +432,12 @@ class IndepHead(nn.Module):
 
     def features(self, descriptors: Sequence[Tensor]) -> Tensor:
         """What the classifiers see, side by side, shape (N, sum of channels)."""
-        return torch.cat([path(g) for path, g in zip(self.paths, descriptors, strict=True)], dim=1)
+        return torch.cat(self._passed(descriptors), dim=1)
+
+    def _passed(self, descriptors: Sequence[Tensor]) -> list[Tensor]:
+        kind = next(self.classifiers.parameters()).dtype  # descriptors are float32 even in a model.half()
+        return [path(g.to(kind)) for path, g in zip(self.paths, descriptors, strict=True)]
 
     def forward(self, descriptors: Sequence[Tensor]) -> Tensor:
-        levels = zip(self.paths, self.classifiers, descriptors, strict=True)
-        return independent_logits([classify(path(g)) for path, classify, g in levels], self.combine)
+        levels = zip(self.classifiers, self._passed(descriptors), strict=True)
+        return independent_logits([classify(g) for classify, g in levels], self.combine)

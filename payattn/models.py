@@ -23,7 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from payattn.attention import SCORES, Attended, ConcatHead, IndepHead, SpatialAttention, choose, contract
+from payattn.attention import (
+    COMBINATIONS,
+    INITS,
+    NORMS,
+    PROJECTIONS,
+    SCORES,
+    Attended,
+    ConcatHead,
+    IndepHead,
+    SpatialAttention,
+    choose,
+    contract,
+)
 
 Maps = dict[str, Tensor]
 
@@ -97,11 +109,18 @@ class Normalize(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be RGB, (N, 3, H, W), got {tuple(images.shape)}")
         pixels = unit_range(images).to(torch.promote_types(self.mean.dtype, torch.float32))
-        return (pixels - self.mean) / self.std
+        return ((pixels - self.mean) / self.std).to(self.mean.dtype)  # so that model.half() works
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution with bias, BatchNorm (eps 1e-3), ReLU and, where the rate is not zero, dropout."""
+    """3x3 convolution with bias, BatchNorm (eps 1e-3), ReLU and, where the rate is not zero, dropout.
+
+    The bias is the authors'. In training BatchNorm subtracts it again, so that it gets no gradient.
+
+    Example:
+        >>> ConvBlock(3, 8)(torch.rand(2, 3, 5, 7)).shape
+        torch.Size([2, 8, 5, 7])
+    """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         layers: list[nn.Module] = [
@@ -115,7 +134,12 @@ class ConvBlock(nn.Sequential):
 
 
 def pool(x: Tensor) -> Tensor:
-    """2x2 max-pool in ceil mode, as in the authors' code: 5 becomes 3, and 1 stays 1."""
+    """2x2 max-pool in ceil mode, as in the authors' code: 5 becomes 3, and 1 stays 1.
+
+    Example:
+        >>> pool(torch.rand(2, 8, 5, 1)).shape
+        torch.Size([2, 8, 3, 1])
+    """
     return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
 
 
@@ -151,6 +175,11 @@ class Trunk(nn.Module):
         pool_after: numbers of the layers that a 2x2 max-pool follows.
         width: factor on the widths 64, 128, 256, 512.
         dropout: factor on the published dropout rates.
+
+    Example:
+        >>> trunk = Trunk(13, pool_after=(7, 10), width=0.125)
+        >>> trunk.run(torch.rand(2, 3, 32, 32), first=1, last=13).shape
+        torch.Size([2, 64, 8, 8])
     """
 
     def __init__(self, last: int, pool_after: Sequence[int], width: float = 1.0, dropout: float = 1.0) -> None:
@@ -192,7 +221,7 @@ class _Classifier(nn.Module):
 
     def initialise(self, init: str) -> None:
         """``"paper"``: convolutions N(0, 2 / (k^2 C_out)), BatchNorm gamma U(0, 1); ``"default"``: PyTorch's."""
-        if choose("init", init, ("paper", "default")) == "default":
+        if choose("init", init, INITS) == "default":
             return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -306,7 +335,11 @@ class VGGAttention(_Classifier):
         super().__init__(classes, width, dropout, mean, std)
         if levels not in (0, *LEVELS):
             raise ValueError(f"levels must be 0 (the control), 1, 2 or 3, got {levels!r}")
-        choose("head", head, ("concat", "indep"))
+        for what, value, valid in (
+            ("score", score, SCORES), ("norm", norm, NORMS), ("project", project, PROJECTIONS),
+            ("head", head, ("concat", "indep")), ("combine", combine, COMBINATIONS),
+        ):  # fmt: skip
+            choose(what, value, valid)  # also where this network has no use for it: a slip must not pass in silence
         self.tap = choose("tap", tap, ("pre", "post"))
         self.gradient_merge = choose("gradient_merge", gradient_merge, ("sum", "mean"))
         self.levels = LEVELS.get(levels, ())
@@ -353,10 +386,19 @@ class VGGAttention(_Classifier):
         """The query g of each image, shape (N, M'): the output of FC-1."""
         return self._query(self.local_features(images)[1])
 
+    def _external(self, query: Tensor, images: Tensor) -> Tensor:
+        length = self.trunk.channels[15]
+        if query.ndim != 2 or query.shape[1] != length or query.shape[0] not in (1, images.shape[0]):
+            raise ValueError(
+                f"query must be ({images.shape[0]}, {length}), or (1, {length}) for all images, got "
+                f"{tuple(query.shape)}; model.query(images) makes one"
+            )
+        return query
+
     def attend(self, images: Tensor, query: Tensor | None = None) -> dict[str, Attended]:
         """Descriptor, map and scores of every level, by layer name; with ``query`` instead of the images' own g."""
         local, x = self.local_features(images)
-        g = self._query(x) if query is None else query
+        g = self._query(x) if query is None else self._external(query, images)
         return {name: self.attention[name](local[name], g) for name in self.levels}
 
     def features(self, images: Tensor) -> Tensor:
@@ -378,7 +420,8 @@ class VGGAttention(_Classifier):
             query: use this g, (N, M') or (1, M'), in place of the images' own.
         """
         if not self.levels:
-            logits = self.head(self.query(images) if query is None else query)
+            g = self.query(images) if query is None else self._external(query, images).expand(images.shape[0], -1)
+            logits = self.head(g)
             return (logits, {}) if return_maps else logits
         attended = self.attend(images, query)
         logits = self.head([a.descriptor for a in attended.values()])
