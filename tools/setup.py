@@ -36,7 +36,8 @@ def choose_python(wish: str) -> str:
         version = version_of(path)
         if OLDEST <= version <= NEWEST:
             return path
-        seen.append(f"{path} is {version[0]}.{version[1]}")
+        if version != (0, 0):
+            seen.append(f"{path} is {version[0]}.{version[1]}")
     sys.exit(
         "set-up: Python 3.11, 3.12 or 3.13 is needed and none was found "
         f"({', '.join(dict.fromkeys(seen)) or 'no python3 on the path'}).\n"
