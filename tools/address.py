@@ -63,21 +63,23 @@ def rewrite(text: str, old: Address, new: Address) -> str:
     return re.sub(re.escape(old.site.rstrip("/")), new.site.rstrip("/"), text, flags=re.I)
 
 
-def fit_notebook(notebook: Any, name: str, address: Address) -> None:
-    """Give a notebook the badge and the set-up cell of this address."""
+def fit_notebook(notebook: Any, name: str, old: Address, new: Address) -> None:
+    """Give a notebook the badge and the set-up cell of this address, and this address everywhere else."""
     cells = notebook.cells
+    fresh = notebook.metadata.get("payattn") == {"code": source_hash(notebook)}
+    for cell in cells:
+        cell.source = rewrite(cell.source, old, new)
     if "colab.research.google.com" not in cells[0].source or cells[0].cell_type != "markdown":
         import nbformat
 
         cells.insert(0, nbformat.v4.new_markdown_cell(id="badge"))
-    cells[0].source = address.badge_cell(name)
+    cells[0].source = new.badge_cell(name)
     cells[0].metadata = {"tags": ["remove-cell"]}
     setup = next((c for c in cells if c.cell_type == "code"), None)
-    if setup is not None and "payattn" in setup.source and setup.source != address.setup_cell():
-        fresh = notebook.metadata.get("payattn") == {"code": source_hash(notebook)}
-        setup.source = address.setup_cell()
-        if fresh:  # the set-up cell has no output, so the others are as good as before
-            notebook.metadata["payattn"] = {"code": source_hash(notebook)}
+    if setup is not None and "payattn" in setup.source:
+        setup.source = new.setup_cell()
+    if fresh:  # an address changes no output
+        notebook.metadata["payattn"] = {"code": source_hash(notebook)}
 
 
 def write(root: Path) -> list[str]:
@@ -95,9 +97,7 @@ def write(root: Path) -> list[str]:
     for path in notebooks(root):
         text = path.read_text()
         notebook = read_notebook(path)
-        for cell in notebook.cells:
-            cell.source = rewrite(cell.source, old, new)
-        fit_notebook(notebook, path.name, new)
+        fit_notebook(notebook, path.name, old, new)
         write_notebook(path, notebook)
         if path.read_text() != text:
             changed.append(path.name)

@@ -42,12 +42,13 @@ MATHS = """(() => {
   return bad;
 })()"""
 
-# What can be seen of the box around a control: its text and its pictures.
+# What can be seen of the box around a control: its pictures, its text.
 SEEN = """
-  const box = e => e.closest('fieldset, [role=group], figure, .pa-frames, .cell_output') || e.parentElement;
-  const seen = e => box(e).innerText + [...box(e).querySelectorAll('img, svg, canvas, output')]
+  const box = e => e.closest('fieldset, figure, .cell_output') || e.parentElement;
+  const pictures = e => [...box(e).querySelectorAll('img, svg, canvas')]
     .filter(i => i.checkVisibility({visibilityProperty: true, opacityProperty: true}))
-    .map(i => i.tagName + (i.currentSrc || i.textContent)).join();
+    .map(i => i.tagName + (i.currentSrc || i.outerHTML)).join();
+  const words = e => box(e).innerText;
 """
 
 SCROLL = """(() => {
@@ -120,7 +121,7 @@ def moving(browser: Browser) -> Iterator[str]:
     """Every slider changes its picture by the arrow keys."""
     for i in range(browser.run("document.querySelectorAll('article input[type=range]').length")):
         slider = f"document.querySelectorAll('article input[type=range]')[{i}]"
-        state = f"(() => {{ {SEEN} return seen({slider}) }})()"
+        state = f"(() => {{ {SEEN} return pictures({slider}) }})()"
         browser.run(f"{slider}.closest('details')?.setAttribute('open', '')")
         browser.run(f"{slider}.scrollIntoView(), {slider}.focus()")
         for key in ("ArrowRight", "ArrowLeft"):
@@ -137,7 +138,7 @@ def answering(browser: Browser) -> Iterator[str]:
         if browser.run(f"!!document.querySelector('article .sd-tab-set input[name=\"{name}\"]')"):
             continue  # tabs, not a quiz
         choice = f"document.querySelectorAll('article input[name=\"{name}\"]')"
-        state = f"(() => {{ {SEEN} return seen({choice}[0]) }})()"
+        state = f"(() => {{ {SEEN} return words({choice}[0]) }})()"
         browser.run(f"{choice}[0].closest('details')?.setAttribute('open', '')")
         start = browser.run(state)
         browser.run(f"{choice}[0].scrollIntoView(), {choice}[0].focus()")

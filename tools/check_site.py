@@ -11,12 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from bookfiles import ROOT, Fault, report
 from bs4 import BeautifulSoup, Tag
+
+from bookfiles import ROOT, Fault, report
 
 LOADING = {"stylesheet", "preload", "prefetch", "modulepreload", "icon", "manifest", "preconnect", "dns-prefetch"}
 OUTSIDE = re.compile(r"^\s*(?:https?:)?//", re.I)
 GENERATED = {"search.html", "genindex.html", "index.html", "py-modindex.html"}
+THEIRS = {"exercise-content", "solution-content"}  # ids that sphinx-exercise repeats
 SHORTEST_ALT = 20  # characters, for figures of the text
 
 
@@ -89,7 +91,7 @@ class Site:
         if not soup.title or not soup.title.get_text(strip=True):
             yield Fault(self.name(page), "", "no <title>", "start the page with a heading")
         for name, count in Counter(str(t["id"]) for t in soup.find_all(id=True)).items():
-            if count > 1:
+            if count > 1 and name not in THEIRS:
                 yield Fault(self.name(page), f"id {name}", f"stands {count} times", "make ids unique in a page")
         main = soup.find("article") or soup
         levels = [int(h.name[1]) for h in main.find_all(re.compile(r"^h[1-6]$"))] if isinstance(main, Tag) else []

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bookfiles import ROOT, notebooks, read_notebook, short, write_notebook
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from bookfiles import ROOT, notebooks, read_notebook, short, write_notebook
 
 LARGEST = 400_000  # bytes of one notebook
 LONGEST = 60  # seconds of one chapter on two cores, quick budget
@@ -62,7 +63,7 @@ def execute(path: Path, budget: str = "quick", timeout: int = 600) -> Any:
     set_budget(running, budget)
     client = NotebookClient(
         running, timeout=timeout, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(path.parent)}}, extra_arguments=["--log-level=ERROR"],
     )  # fmt: skip
     try:
         client.execute(env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"})

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from bookfiles import ROOT
 from browser import Browser, Server, find_chromium
 from build_site import build

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import address
 import check_browser
 import check_notebooks
 import check_site
 import equations
-import pytest
 from bookfiles import read_address, read_notebook, write_notebook
 from browser import Browser, Server
 from build_site import build
@@ -114,7 +115,7 @@ BREAKS = {
     "no check": (lambda nb: [c.update(source="1") for c in nb.cells if "pa.check(" in c.source], "no exercise check"),
     "nothing moves": (source("moving", "pa.widgets.frames(", "print("), "no figure that moves"),
     "no quiz": (source("quiz", "pa.widgets.quiz(", "print("), "no quiz"),
-    "an unknown quiz": (source("quiz", "five-minutes", "six-minutes"), "does not exist"),
+    "an unknown quiz": (source("quiz", "in-five", "in-six"), "does not exist"),
     "a typed percentage": (source("notice", "A cold map", "It reaches 91.3 %. A cold map"), "91.3 %"),
     "a typed accuracy": (source("notice", "A cold map", "It reaches 0.93. A cold map"), "0.93"),
     "metadata": (lambda nb: cell(nb, "quiz").metadata.update(collapsed=True), "cell metadata"),

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_notebooks
 import pytest
+
+import check_notebooks
 from bookfiles import ROOT, notebooks, read_address
 from run_notebooks import plain
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import check_browser
 import check_site
-import pytest
 from bookfiles import ROOT
 from browser import Browser
 

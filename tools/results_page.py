@@ -1,0 +1,176 @@
+"""Write book/results.md: every row of every recipe, the published number beside what was measured here.
+
+Published numbers come from recipes/, measured ones from results/; nothing is typed. A row without a run says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bookfiles import ROOT, Fault, report
+from payattn import recipes, results
+
+PAGE = "book/results.md"
+MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
+HEAD = """\
+<!-- written by tools/results_page.py from recipes/ and results/: do not edit -->
+
+# Results
+
+Every row below is a recipe: a named, complete configuration. A *published* number is the paper's, a *logged* one
+stands in the authors' own training log, and a *measured* one was trained with this package. It is given with mean,
+standard deviation and number of seeds, and with all that makes it differ from the published setting. A row that
+nobody has run yet says so. To run one, and to have its result appear here:
+
+```sh
+payattn train RECIPE --seed 0
+make pages
+```
+
+Marks: † recalled from the paper with high confidence, ‡ with medium confidence. A marked number was not read off the
+paper while this book was written: look it up before you cite it. Errors and accuracies are top-1 on the test set,
+in per cent.
+"""
+
+
+def percent(summary: dict[str, Any], error: bool = False) -> str:
+    """Mean and spread of a share, in per cent."""
+    mean = 1 - summary["mean"] if error else summary["mean"]
+    spread = f" ± {100 * summary['sd']:.1f}" if summary["sd"] is not None else ""
+    return f"{100 * mean:.1f}{spread}"
+
+
+def groups(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Runs that differ in nothing but the seed and the machine, together."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        settings = {k: v for k, v in run["settings"].items() if k != "seed"}
+        data = {part: {k: run["data"][part][k] for k in ("digest", "caveat")} for part in ("train", "test")}
+        key = json.dumps([run["small"], settings, data, run["model"]], sort_keys=True)
+        found.setdefault(key, []).append(run)
+    return list(found.values())
+
+
+def published(recipe: recipes.Recipe) -> list[str]:
+    """The published and the logged error of a row."""
+    numbers = recipe.published
+    mark = MARKS[numbers["tag"]] if numbers else ""
+    confirmed = f" (confirmed by {numbers['confirmed']})" if "confirmed" in numbers else ""
+    error = f"{numbers['error']:.2f}{mark}{confirmed}" if "error" in numbers else "–"
+    return [error, f"{numbers['logged']:.2f}" if "logged" in numbers else "–"]
+
+
+def setting(recipe: recipes.Recipe, run: dict[str, Any]) -> str:
+    """Where a run departs from its recipe, and on which data it was made."""
+    data = run["data"]["train"]
+    text = f"{data['name']}, {data['images']:,} images"
+    if data["caveat"]:
+        text += f" ({data['caveat']})"
+    text += f", {run['settings']['epochs']} epochs"
+    if run["small"]:
+        return text + f"; **small form**, the full recipe has {recipe.settings.epochs}"
+    planned = {k: v for k, v in json.loads(json.dumps(recipe.settings.to_dict())).items() if k != "seed"}
+    changed = sorted(k for k, v in planned.items() if run["settings"].get(k) != v)
+    return text + (f"; **recipe changed since**: {', '.join(changed)}" if changed else "; schedule as in the recipe")
+
+
+def levels(runs: Sequence[dict[str, Any]]) -> str:
+    """Pointing game and IoU of every attended level."""
+    parts = []
+    for level in runs[0]["final"].get("levels", {}):
+        hit, iou = (results.summary(runs, f"final.levels.{level}.{metric}") for metric in ("pointing", "iou"))
+        parts.append(f"{level}: {percent(hit)} / {percent(iou)}")
+    return "<br>".join(parts) or "–"
+
+
+def measured_columns(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]], masks: bool, error: bool) -> list[str]:
+    """The columns that come from runs."""
+    if not runs:
+        return ["no run yet", "", *[""] * masks, ""]
+    accuracy = percent(results.summary(runs, "final.accuracy"), error)
+    return [f"**{accuracy}**", str(len(runs)), *([levels(runs)] if masks else []), setting(recipe, runs[0])]
+
+
+def table(name: str, rows: Sequence[str], root: Path) -> str:
+    """One section: title, table, notes, machine."""
+    all_recipes = [recipes.get(f"{name}/{row}", root=root / "recipes") for row in rows]
+    runs = results.load_results(f"{name}/*", root / "results")
+    masks = any(run["final"].get("levels") for run in runs)
+    error = any(recipe.published for recipe in all_recipes)
+    head = ["recipe", "network", *(["published error", "logged error"] if error else [])]
+    head += ["measured error" if error else "measured accuracy", "seeds"]
+    head += [*(["pointing game / IoU of the maps"] if masks else []), "measured on"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for recipe in all_recipes:
+        own = groups([run for run in runs if run["recipe"] == recipe.id]) or [[]]
+        for group in own:
+            cells = [f"`{recipe.id.rsplit('/', 1)[1]}`", recipe.model, *(published(recipe) if error else [])]
+            lines.append(f"| {' | '.join(cells + measured_columns(recipe, group, masks, error))} |")
+    notes = dict.fromkeys(" ".join(recipe.note.split()) for recipe in all_recipes if recipe.note)
+    text = f"## {all_recipes[0].title}\n\nRecipes `{name}/...`.\n\n" + "\n".join(lines) + "\n"
+    for note in notes:
+        which = [f"`{r.id.rsplit('/', 1)[1]}`" for r in all_recipes if " ".join(r.note.split()) == note]
+        text += f"\n- {'All rows' if len(which) == len(rows) else ', '.join(which)}: {note}"
+    return text + machines(runs, masks) + "\n"
+
+
+def machines(runs: Sequence[dict[str, Any]], masks: bool) -> str:
+    """On what the runs of a table were made."""
+    if not runs:
+        return ""
+    devices = sorted({run["environment"]["device"] for run in runs})
+    versions = sorted({str(run["environment"]["torch"]) for run in runs})
+    seconds = results.summary(runs, "seconds")
+    text = f"\n- Measured on {', '.join(devices)} with torch {', '.join(versions)}, "
+    text += f"{seconds['min']:.0f} to {seconds['max']:.0f} s of training a run."
+    shares = [run for run in runs if "mask_share" in run["final"]]
+    if masks and shares:
+        chance = results.summary(shares, "final.mask_share")
+        text += f" A point placed at random hits the object in {percent({**chance, 'sd': None})} % of the images."
+    return text
+
+
+def page(root: Path) -> str:
+    """The whole page."""
+    sections = []
+    for path in sorted((root / "recipes").glob("*/*.toml")):
+        name = f"{path.parent.name}/{path.stem}"
+        sections.append(table(name, list(tomllib.loads(path.read_text())["rows"]), root))
+    return HEAD + "\n" + "\n".join(sections)
+
+
+def check(root: Path) -> list[Fault]:
+    """Whether the page is current, and free of weakly remembered numbers."""
+    try:
+        fresh = page(root)
+    except ValueError as error:
+        return [Fault("recipes/ or results/", "", str(error), "mend the file named")]
+    faults = []
+    if not (root / PAGE).exists() or (root / PAGE).read_text() != fresh:
+        faults.append(Fault(PAGE, "", "is not current", "run: make pages"))
+    for path in sorted((root / "recipes").glob("*/*.toml")):
+        if "recall-lo" in path.read_text():
+            faults.append(Fault(str(path.relative_to(root)), "", "holds a weakly remembered number", "remove it"))
+    return faults
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=ROOT)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is not current")
+    options = parser.parse_args()
+    root = options.root.resolve()
+    if not options.check:
+        (root / PAGE).write_text(page(root))
+    return report(check(root), "results: the page is current")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
