@@ -57,7 +57,7 @@ def test_an_unknown_name_names_the_nearest_one() -> None:
         payattn.glyph  # noqa: B018
     with pytest.raises(AttributeError, match="payattn has no 'list_model'; did you mean 'list_models'"):
         payattn.list_model  # noqa: B018
-    with pytest.raises(AttributeError, match="payattn has no 'zzz'$"):
+    with pytest.raises(AttributeError, match=r"payattn has no 'zzz'$"):
         payattn.zzz  # noqa: B018
     with pytest.raises(ImportError):
         exec("from payattn import glyph")
