@@ -34,8 +34,8 @@ make pages
 ```
 
 Marks: † recalled from the paper with high confidence, ‡ with medium confidence. A marked number was not read off the
-paper while this book was written: look it up before you cite it. Errors and accuracies are top-1 on the test set,
-in per cent.
+paper while this book was written: look it up before you cite it. *Also in* names an independent report that states
+the same number. Errors and accuracies are top-1 on the test set, in per cent.
 """
 
 
@@ -61,7 +61,7 @@ def published(recipe: recipes.Recipe) -> list[str]:
     """The published and the logged error of a row."""
     numbers = recipe.published
     mark = MARKS[numbers["tag"]] if numbers else ""
-    confirmed = f" (confirmed by {numbers['confirmed']})" if "confirmed" in numbers else ""
+    confirmed = f" (also in {numbers['confirmed']})" if "confirmed" in numbers else ""
     error = f"{numbers['error']:.2f}{mark}{confirmed}" if "error" in numbers else "–"
     return [error, f"{numbers['logged']:.2f}" if "logged" in numbers else "–"]
 
@@ -141,8 +141,10 @@ def page(root: Path) -> str:
     sections = []
     for path in sorted((root / "recipes").glob("*/*.toml")):
         name = f"{path.parent.name}/{path.stem}"
-        sections.append(table(name, list(tomllib.loads(path.read_text())["rows"]), root))
-    return HEAD + "\n" + "\n".join(sections)
+        section = table(name, list(tomllib.loads(path.read_text())["rows"]), root)
+        sections.append((not results.load_results(f"{name}/*", root / "results"), section))
+    sections.sort(key=lambda pair: pair[0])  # tables with runs first
+    return HEAD + "\n" + "\n".join(section for _, section in sections)
 
 
 def check(root: Path) -> list[Fault]:
