@@ -16,9 +16,12 @@ import check_browser
 import check_notebooks
 import check_site
 import equations
+import results_page
 from bookfiles import read_address, read_notebook, write_notebook
 from browser import Browser, Server
 from build_site import build
+from payattn import results
+from payattn.train import Settings
 from run_notebooks import NotebookFailedError, execute, source_hash
 
 TEMPLATE = "notebooks/template.ipynb"
@@ -190,6 +193,54 @@ def test_a_place_with_another_address_is_found_and_mended(small_book: Path) -> N
     assert address.check(small_book) == [] and address.placeholders(small_book) == []
     assert "someone/attention-book" in (small_book / "CITATION.cff").read_text()
     assert rules_broken(small_book) == []
+
+
+# ---------------------------------------------------------------------------------------------- results page
+
+RECIPE = """title = "Made up for this test"
+[defaults]
+data = "glyphs"
+settings = { epochs = 3 }
+[rows.run]
+model = "vgg-att-control"
+published = { error = 7.77, tag = "recall-med" }
+[rows.planned]
+model = "vgg"
+"""
+
+
+def made_up_result(seed: int, accuracy: float) -> dict[str, Any]:
+    """A result as `payattn train` writes it, with numbers that nobody measured."""
+    data = {"name": "glyphs", "images": 8000, "digest": "0", "caveat": "made up"}
+    return dict.fromkeys(results.KEYS) | {
+        "schema": results.SCHEMA, "recipe": "paper/table/run", "small": False, "seed": seed, "model": {},
+        "data": {"train": data, "test": data}, "settings": Settings(epochs=3, seed=seed).to_dict(),
+        "final": {"accuracy": accuracy, "levels": {"layer10": {"pointing": 0.5, "iou": 0.25}}, "mask_share": 0.1},
+        "environment": {"device": "CPU", "torch": "2"}, "seconds": 9.0,
+    }  # fmt: skip
+
+
+def test_the_results_page_shows_runs_marks_and_rows_without_a_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipes/paper/table.toml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(RECIPE)
+    (tmp_path / "book").mkdir()
+    for seed, accuracy in enumerate((0.80, 0.90)):
+        results.write(made_up_result(seed, accuracy), tmp_path / "results")
+    page = results_page.page(tmp_path)
+    (tmp_path / results_page.PAGE).write_text(page)
+    assert results_page.check(tmp_path) == []
+    row = next(line for line in page.splitlines() if line.startswith("| `run`"))
+    for part in ("7.77‡", "**15.0 ± 7.1**", "| 2 |", "made up", "3 epochs", "as in the recipe", "layer10: 50.0 ± 0.0"):
+        assert part in row
+    assert "| `planned` | vgg | – | – | no run yet |" in page
+
+    results.write(made_up_result(2, 0.95), tmp_path / "results")
+    assert [f.rule for f in results_page.check(tmp_path)] == ["is not current"]
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 4"))
+    assert "recipe changed since**: epochs" in results_page.page(tmp_path)
+    recipe.write_text(RECIPE.replace("recall-med", "recall-lo"))
+    assert results_page.check(tmp_path) and "recall-lo" in str(results_page.check(tmp_path)[0])
 
 
 # --------------------------------------------------------------------------------------------- the built site
