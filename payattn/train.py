@@ -54,8 +54,9 @@ class Settings:
         schedule: see :func:`learning_rate`.
         warmup: share of the steps that one-cycle climbs.
         milestones: epoch to factor, for ``schedule="milestones"``, as in ``{60: 0.2, 120: 0.2}``.
+        reset_momentum: forget the optimiser's momentum at each milestone, as in the authors' ResNet trainer.
         lr_decay: the learning rate of step t is also divided by 1 + lr_decay * t.
-        augment: an :class:`Augment`, or its arguments as a dict; none by default.
+        augment: an :class:`Augment`, or its arguments as a dict; None or ``{}`` changes nothing.
         drop_last: leave out the last batch of an epoch when it is not full, as the authors of Learn To Pay
             Attention do.
         label_smoothing: share of the target spread evenly over the classes.
@@ -85,6 +86,7 @@ class Settings:
     schedule: str = "one-cycle"
     warmup: float = 0.2
     milestones: Mapping[int, float] = field(default_factory=dict)
+    reset_momentum: bool = False
     lr_decay: float = 0.0
     augment: Augment | None = None
     drop_last: bool = False
@@ -104,14 +106,14 @@ class Settings:
         for name in ("epochs", "batch_size", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        for name in ("nesterov", "drop_last", "channels_last"):
+        for name in ("nesterov", "reset_momentum", "drop_last", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.nesterov and self.dampening:
             raise ValueError(f"nesterov needs dampening=0, got dampening={self.dampening:g}")
         augment: Any = self.augment
         if isinstance(augment, Mapping):
-            object.__setattr__(self, "augment", Augment(**augment))
+            object.__setattr__(self, "augment", Augment(**augment) if augment else None)
         elif not isinstance(augment, (Augment, type(None))):
             raise TypeError(f"augment must be an Augment, a dict or None, got {type(augment).__name__}")
         # JSON and TOML know only text as keys
@@ -332,6 +334,8 @@ def _train_epoch(
     losses = torch.zeros(steps, device=run.device)
     hits = torch.zeros((), dtype=torch.int64, device=run.device)
     seen, start = 0, time.perf_counter()
+    if settings.reset_momentum and epoch in settings.milestones:
+        run.optimizer.state.clear()
     drawn = batches(
         train, settings.batch_size, generator=run.generator, augment=settings.augment, drop_last=settings.drop_last
     )

@@ -163,6 +163,25 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
     assert model.w.item() == pytest.approx(-total, rel=1e-6)
 
 
+def test_momentum_is_forgotten_at_a_milestone_when_asked() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.w.expand(len(images), 3)
+
+    choices = {"lr": 1.0, "weight_decay": 0.0, "epochs": 2, "batch_size": 32, "schedule": "milestones"}
+    for reset, expected in ((False, -2.9 - 0.5 * (2.71 + 3.439)), (True, -2.9 - 0.5 * (1 + 1.9))):
+        model = One()
+        fit(
+            model, stripes(), loss=lambda logits, labels: logits[0, 0], progress=False, device="cpu", amp="off",
+            **choices, milestones={2: 0.5}, reset_momentum=reset,
+        )  # fmt: skip
+        assert model.w.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_adam_and_nesterov_are_pytorchs() -> None:
     model = Net()
     assert type(make_optimizer(model, Settings(optimizer="adamw", weight_decay=0.1))) is torch.optim.AdamW

@@ -1,0 +1,92 @@
+"""Judging a map against the mask of the object: does it point at it, and does it cover it?
+
+Both measures enlarge a map (N, h, w) to the size of its mask (N, H, W) bilinearly (``align_corners=False``), the
+way the maps are drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _enlarged(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps and masks as (N, H * W), after checking that they fit together."""
+    if maps.ndim != 3 or masks.ndim != 3 or len(maps) != len(masks):
+        shapes = f"{tuple(maps.shape)} and {tuple(masks.shape)}"
+        raise ValueError(f"maps must be (N, h, w) and masks (N, H, W) with the same N, got {shapes}")
+    masks = masks.bool().flatten(1)
+    empty = (~masks.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of the masks are empty (the first is number {empty[0]}), and nothing can be found there: "
+            "leave them out with data.subset(data.masks.flatten(1).any(1))"
+        )
+    return maps.float(), masks
+
+
+def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].flatten(1)
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""Whether the highest point of each map lies on the object.
+
+    .. math:: hit = m_{\arg\max_i a_i}
+
+    with a the enlarged map and m the mask; the first of several equal maxima counts.  A random point hits with
+    the probability of the mask's share of the image.
+
+    Args:
+        maps: (N, h, w), any scale.
+        masks: (N, H, W), true on the object.
+
+    Returns:
+        bool (N,).
+
+    Raises:
+        ValueError: shapes that do not fit, or an empty mask.
+
+    Source: Zhang et al., "Top-down neural attention by excitation backprop", ECCV 2016 (there with a tolerance of
+    15 pixels, here with none).
+
+    Example:
+        >>> masks = torch.tensor([[[True, False], [False, False]]])
+        >>> pointing_game(torch.tensor([[[0.9, 0.1], [0.2, 0.3]]]), masks)
+        tensor([True])
+    """
+    values, flat = _enlarged(maps, masks)
+    points = _upsample(values, (masks.shape[1], masks.shape[2])).argmax(1, keepdim=True)
+    return flat.gather(1, points)[:, 0]
+
+
+def iou_at_true_area(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""Intersection over union of the mask and the k highest pixels of the map, k the number of pixels of the mask.
+
+    .. math:: IoU = |P \cap M| / |P \cup M|, \quad |P| = |M| = k
+
+    No threshold is chosen, so the score judges only the order of the pixels; it needs the true area, and is an
+    upper bound in that sense.  A random map of a mask with share s scores about s / (2 - s).
+
+    Args:
+        maps: (N, h, w), any scale.
+        masks: (N, H, W), true on the object.
+
+    Returns:
+        float (N,), from 0 to 1.
+
+    Raises:
+        ValueError: shapes that do not fit, or an empty mask.
+
+    Example:
+        >>> masks = torch.tensor([[[True, True], [False, False]]])
+        >>> iou_at_true_area(torch.tensor([[[0.9, 0.1], [0.2, 0.3]]]), masks)
+        tensor([0.3333])
+    """
+    values, flat = _enlarged(maps, masks)
+    order = _upsample(values, (masks.shape[1], masks.shape[2])).argsort(dim=1, descending=True, stable=True)
+    area = flat.sum(1)
+    chosen = torch.arange(flat.shape[1], device=flat.device) < area[:, None]
+    both = (flat.gather(1, order) & chosen).sum(1)
+    return both / (2 * area - both)

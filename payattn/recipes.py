@@ -1,0 +1,315 @@
+"""Named, complete configurations: one TOML file per published table, one entry per row.
+
+A file ``recipes/<paper>/<table>.toml`` holds ``[defaults]``, then one ``[rows."NAME"]`` per row, and where the full
+run is long ``[small]``, the form that two CPU cores finish in minutes.  Each may set
+
+- ``model`` and ``options``: what :func:`payattn.models.create` builds,
+- ``data`` and ``data_options``: what :func:`payattn.data.load` loads,
+- ``settings``: the fields of :class:`payattn.train.Settings`,
+- ``note``: what a reader of the result must know;
+
+a row also ``published``, the paper's numbers with the source each was read from.  A row goes over the defaults, the
+small form over both, key by key.  The id of a row is ``<paper>/<table>/<row>``.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from payattn import results
+from payattn.attention import choose
+from payattn.data import ImageSet
+from payattn.localize import iou_at_true_area, pointing_game
+from payattn.models import create, list_models
+from payattn.train import Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
+
+TABLE_KEYS = ("title", "defaults", "rows", "small")
+PART_KEYS = ("model", "options", "data", "data_options", "settings", "note")
+DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "variant", "label_noise")
+PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged")
+TAGS = ("code", "review", "recall-hi", "recall-med")
+"""Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
+
+A number that is remembered only vaguely is not in any recipe.
+"""
+BUDGETS = ("quick", "gpu", "check")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of one table, or its small form: everything needed to run it, but the seed.
+
+    ``published`` may hold ``error`` (top-1, in %), ``tag`` (where that number was read, see ``TAGS``),
+    ``confirmed`` (who else states it) and ``logged`` (the error in the authors' own log, in %).
+    """
+
+    id: str
+    model: str
+    data: str
+    settings: Settings
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    title: str = ""
+    small: bool = False
+
+
+def folder() -> Path:
+    """Where the recipes are: beside the package in a checkout, inside it when installed.
+
+    Example:
+        >>> (folder() / "learn-to-pay-attention" / "glyphs.toml").is_file()
+        True
+    """
+    inside = Path(__file__).parent / "_recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def list_recipes(pattern: str = "*", root: str | os.PathLike[str] | None = None) -> list[str]:
+    """Ids of the recipes that fit a shell pattern, as a whole or from a slash on.
+
+    Args:
+        pattern: ``"*"``, ``"glyphs/*"``, ``"*/cifar10/vgg-att2-*"``.
+        root: the folder of recipes, when not the package's own.
+
+    Example:
+        >>> list_recipes("glyphs/*dp")
+        ['learn-to-pay-attention/glyphs/dp', 'learn-to-pay-attention/glyphs/scaled-dp']
+    """
+    root = folder() if root is None else Path(root)
+    ids = [
+        f"{path.parent.name}/{path.stem}/{row}"
+        for path in sorted(root.glob("*/*.toml"))
+        for row in _table(path)["rows"]
+    ]
+    return [name for name in ids if results.matches(name, pattern)]
+
+
+def get(name: str, small: bool = False, root: str | os.PathLike[str] | None = None) -> Recipe:
+    """The recipe of an id, checked.
+
+    Args:
+        name: ``"learn-to-pay-attention/glyphs/pc"``, or an end of it that fits one recipe: ``"glyphs/pc"``.
+        small: the form that two CPU cores finish in minutes.
+        root: the folder of recipes, when not the package's own.
+
+    Raises:
+        ValueError: no or several recipes of that name, with the nearest; no small form; a fault in the file, with
+            file, row and key.
+
+    Example:
+        >>> get("glyphs/pc").model
+        'vgg-att2-concat-pc'
+        >>> get("glyphs/cp")
+        Traceback (most recent call last):
+        ValueError: there is no recipe 'glyphs/cp'; did you mean 'learn-to-pay-attention/glyphs/pc'? ...
+    """
+    root = folder() if root is None else Path(root)
+    every = list_recipes(root=root)
+    # an id is no pattern here, though it may end one: glyphs/pc
+    found = [name] if name in every else [other for other in every if other.endswith("/" + name)]
+    if not found:
+        shortened = {other.split("/", 1)[1]: other for other in every}
+        near = get_close_matches(name, [*every, *shortened], n=1, cutoff=0.4)
+        hint = f"; did you mean {shortened.get(near[0], near[0])!r}?" if near else ""
+        raise ValueError(f"there is no recipe {name!r}{hint} ('payattn recipes' lists all)")
+    if len(found) > 1:
+        raise ValueError(f"{name!r} may be {' or '.join(map(repr, found))}; say which")
+    paper, table, row = found[0].split("/")
+    path = root / paper / f"{table}.toml"
+    return _recipe(path, found[0], row, small)
+
+
+@lru_cache
+def _table_at(path: Path, changed: int) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    for key in table:
+        choose(f"{path}: key", key, TABLE_KEYS)
+    for key in ("title", "rows"):
+        if not table.get(key):
+            raise ValueError(f"{path} has no {key}")
+    return table
+
+
+def _table(path: Path) -> dict[str, Any]:
+    return _table_at(path, path.stat().st_mtime_ns)
+
+
+def _recipe(path: Path, name: str, row: str, small: bool) -> Recipe:
+    table = _table(path)
+    parts = [("defaults", table.get("defaults", {})), (f"rows.{row}", table["rows"][row])]
+    if small:
+        if "small" not in table:
+            raise ValueError(f"{name} has no small form: it runs in minutes as it is")
+        parts.append(("small", table["small"]))
+    merged: dict[str, Any] = {}
+    for where, part in parts:
+        for key, value in part.items():
+            choose(f"{path}: [{where}] key", key, (*PART_KEYS, "published") if where.startswith("rows") else PART_KEYS)
+            both_tables = isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping)
+            merged[key] = {**merged.get(key, {}), **value} if both_tables else value
+    for key in ("model", "data"):
+        if key not in merged:
+            raise ValueError(f"{path}: [rows.{row}] has no {key}, nor have the defaults")
+    try:
+        settings = Settings.from_dict(merged.pop("settings", {}))
+        recipe = Recipe(id=name, title=table["title"], settings=settings, small=small, **merged)
+        _check(recipe)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: [rows.{row}]{' small' if small else ''}: {error}") from None
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    choose("model", recipe.model, list_models())
+    for key in recipe.data_options:
+        choose("data option", key, DATA_OPTIONS)
+    for key in recipe.published:
+        choose("published key", key, PUBLISHED_KEYS)
+    if recipe.published:
+        choose("published tag", recipe.published.get("tag", ""), TAGS)
+    with torch.device("meta"):  # builds nothing, but finds an option the network does not have
+        create(recipe.model, 2, **recipe.options)
+
+
+def budget(name: str = "auto") -> str:
+    """What a chapter may spend: ``"quick"`` (a minute on a CPU), ``"gpu"`` (minutes) or ``"check"`` (seconds).
+
+    Args:
+        name: one of them, or ``"auto"``: gpu where there is a CUDA device, else quick.
+
+    Raises:
+        ValueError: an unknown name, with the nearest.
+
+    Example:
+        >>> budget("check")
+        'check'
+    """
+    if choose("budget", name, ("auto", *BUDGETS)) != "auto":
+        return name
+    return "gpu" if torch.cuda.is_available() else "quick"
+
+
+def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
+    """How well the maps of each level find the objects of a set with masks.
+
+    Args:
+        model: with ``return_maps``.
+        data: images without an object (an empty mask) are left out.
+
+    Returns:
+        ``levels``: level to ``pointing`` (share of images) and ``iou`` (mean), see :mod:`payattn.localize`;
+        ``mask_share``: the mean share of the image that the object covers, which is what a random point scores.
+        Empty for a set without masks.
+    """
+    if data.masks is None:
+        return {}
+    data = data.subset(data.masks.flatten(1).any(1))
+    masks = data.masks.cpu()  # type: ignore[union-attr]
+    levels = {
+        level: {
+            "pointing": pointing_game(maps, masks).float().mean().item(),
+            "iou": iou_at_true_area(maps, masks).mean().item(),
+        }
+        for level, maps in maps_of(model, data).items()
+    }
+    return {"levels": levels, "mask_share": masks.float().mean().item()}
+
+
+def build(recipe: Recipe, seed: int, train: ImageSet) -> nn.Module:
+    """The network of a recipe with its initial weights, normalised by the mean and spread of the training set.
+
+    Example:
+        >>> data = ImageSet(torch.zeros(2, 3, 8, 8).byte() + 51, torch.tensor([0, 1]), ("a", "b"))
+        >>> build(get("glyphs/control"), 0, data).spec["name"]
+        'vgg-att-control'
+    """
+    scale = {"mean": train.mean, "std": tuple(max(s, 1 / 255) for s in train.std)}
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return create(recipe.model, len(train.classes), **{**scale, **recipe.options})
+
+
+def run(
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    data: str | None = None,
+    test: str | None = None,
+    caveat: str = "",
+    results_root: str | os.PathLike[str] | None = "results",
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    progress: str | bool = "auto",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Load, build, train, measure and record one run of a recipe.
+
+    Args:
+        recipe: see :func:`get`.
+        seed: of the initial weights, the batches, augmentation and dropout; the data stays the same.
+        data: another data set or file than the recipe's; it is recorded with the result.
+        test: its test part, when that is a file of its own.
+        caveat: what a reader must know about ``data``, as in ``"JPEG copy"``.
+        results_root: the folder of results; None records nothing.
+        checkpoint: a file; written after each epoch, continued from when it exists.
+        device: ``"auto"`` is the CUDA device where there is one, else the CPU.
+        progress: see :func:`payattn.train.fit`.
+        force: replace a recorded result and do not continue from the checkpoint.
+
+    Returns:
+        the result, see ``results.KEYS``.
+
+    Raises:
+        FileExistsError: the run is recorded already; raised before anything is computed.
+        ValueError: data, recipe or checkpoint do not fit.
+    """
+    from payattn.data import load
+
+    if results_root is not None and not force:
+        path = results.path_of(recipe.id, seed, small=recipe.small, root=results_root)
+        if path.exists():
+            raise FileExistsError(f"{path} is recorded already; nothing was run (--force runs it again)")
+    if force and checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    where = pick_device(device)
+    sets = load(data or recipe.data, device=str(where), **({"test": test} if test else {}), **recipe.data_options)
+    train_set, test_set = (replace(s, caveat=caveat) if caveat else s for s in sets)
+    model = build(recipe, seed, train_set)
+    settings = replace(recipe.settings, seed=seed)
+    history = fit(
+        model, train_set, test_set, settings=settings, device=where, checkpoint=checkpoint, progress=progress
+    )
+    seconds = sum(epoch["seconds"] for epoch in history.epochs)
+    images = sum(epoch["seconds"] * epoch["images_per_second"] for epoch in history.epochs)
+    dtype = autocast_dtype(settings.amp, where) or torch.float32
+    result = {
+        "schema": results.SCHEMA,
+        "recipe": recipe.id,
+        "small": recipe.small,
+        "seed": seed,
+        "model": {**model.spec, "parameters": sum(p.numel() for p in model.parameters())},  # type: ignore[dict-item]
+        "data": {"train": results.describe(train_set), "test": results.describe(test_set)},
+        **history.to_dict(),
+        "final": {**evaluate(model, test_set), **localisation(model, test_set)},
+        "environment": results.environment(where, str(dtype).removeprefix("torch.")),
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+    if results_root is not None:
+        results.write(result, results_root, force=force)
+    return result

@@ -1,0 +1,255 @@
+"""What was run: one JSON file per run, written once and never edited, and summaries over seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from payattn.checkpoint import write_atomically
+
+SCHEMA = 1
+KEYS = (
+    "schema",
+    "recipe",
+    "small",
+    "seed",
+    "model",
+    "data",
+    "settings",
+    "epochs",
+    "final",
+    "environment",
+    "seconds",
+    "images_per_second",
+)
+"""What every result holds.
+
+- ``recipe``, ``small``, ``seed``: which run of which recipe.
+- ``model``: ``name``, ``classes``, ``options`` (with which ``models.create`` builds it), ``parameters``.
+- ``data``: for ``train`` and ``test`` each ``name``, ``images``, ``size``, ``classes``, ``digest``, ``caveat``.
+- ``settings``: of ``train.Settings``.
+- ``epochs``: of ``train.History``.
+- ``final``: ``loss``, ``accuracy``, ``n`` on the test set; with masks also ``levels``, from level to ``pointing``
+  and ``iou``, and ``mask_share``, the pointing score of chance.
+- ``environment``: device, precision, threads, versions, commit and whether the code differed from it.
+- ``seconds``, ``images_per_second``: of the training alone.
+"""
+
+
+def path_of(recipe: str, seed: int, *, small: bool = False, root: str | os.PathLike[str] = "results") -> Path:
+    """Where the result of a run belongs.
+
+    Example:
+        >>> path_of("paper/table/row", 3, small=True).as_posix()
+        'results/paper/table/row/small-seed3.json'
+    """
+    return Path(root) / recipe / f"{'small-' if small else ''}seed{seed}.json"
+
+
+def write(result: Mapping[str, Any], root: str | os.PathLike[str] = "results", *, force: bool = False) -> Path:
+    """Write a result to its place under ``root``, atomically, and return the path.
+
+    Args:
+        result: with all of ``KEYS``.
+        root: the folder of all results.
+        force: replace a result that is there already.
+
+    Raises:
+        FileExistsError: the run is recorded already and ``force`` is off.
+        ValueError: a key is missing or unknown, or a value is not a finite number, text, list or dict.
+
+    Example:
+        >>> import tempfile
+        >>> result = dict.fromkeys(KEYS) | {"schema": 1, "recipe": "p/t/r", "small": False, "seed": 0}
+        >>> folder = tempfile.mkdtemp()
+        >>> write(result, folder).relative_to(folder).as_posix()
+        'p/t/r/seed0.json'
+        >>> write(result, folder)
+        Traceback (most recent call last):
+        FileExistsError: .../seed0.json is recorded already; nothing was changed (force=True, or --force, replaces it)
+    """
+    path = path_of(result["recipe"], result["seed"], small=result["small"], root=root)
+    _check(result, str(path))
+    if path.exists() and not force:
+        raise FileExistsError(
+            f"{path} is recorded already; nothing was changed (force=True, or --force, replaces it)"
+        )
+    ordered = {key: result[key] for key in KEYS}
+    text = json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+    return path
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one result and check its form.
+
+    Raises:
+        ValueError: the file is no JSON, or not a result of this version; names the file and the fault.
+    """
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(result, dict):
+        raise ValueError(f"{path} holds a {type(result).__name__}, not a result")
+    _check(result, str(path))
+    return result
+
+
+def _check(result: Mapping[str, Any], where: str) -> None:
+    missing = [key for key in KEYS if key not in result]
+    unknown = [key for key in result if key not in KEYS]
+    if missing or unknown:
+        raise ValueError(f"{where} is no result: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+    if result["schema"] != SCHEMA:
+        raise ValueError(f"{where} has schema {result['schema']!r}, this version reads {SCHEMA}")
+
+
+def load_results(
+    pattern: str = "*", root: str | os.PathLike[str] = "results", *, small: bool | None = None
+) -> list[dict[str, Any]]:
+    """All recorded runs whose recipe fits a pattern, ordered by recipe and seed.
+
+    Args:
+        pattern: a shell pattern on the recipe's id, as in ``"*/glyphs/*"``; ``"glyphs/pc"`` finds the id's end.
+        root: the folder of all results.
+        small: only small forms, only full ones, or (None) both.
+
+    Example:
+        >>> load_results("*", root="no-such-folder")
+        []
+    """
+    found = [read(path) for path in sorted(Path(root).glob("*/*/*/*seed*.json"))]
+    fits = [
+        run
+        for run in found
+        if matches(run["recipe"], pattern) and (small is None or run["small"] == small)
+    ]
+    return sorted(fits, key=lambda run: (run["recipe"], run["small"], run["seed"]))
+
+
+def matches(recipe: str, pattern: str) -> bool:
+    """Whether a recipe's id, or its end after a slash, fits a shell pattern.
+
+    Example:
+        >>> matches("paper/glyphs/pc", "glyphs/*"), matches("paper/glyphs/pc", "pc"), matches("paper/glyphs/pc", "c")
+        (True, True, False)
+    """
+    return fnmatch(recipe, pattern) or fnmatch(recipe, "*/" + pattern)
+
+
+def summary(runs: Iterable[Mapping[str, Any]], metric: str = "final.accuracy") -> dict[str, Any]:
+    """Mean, standard deviation (n - 1), smallest, largest and number of one metric over runs.
+
+    Args:
+        runs: results, usually of one recipe and several seeds.
+        metric: where to look in each, with dots: ``"final.levels.layer10.pointing"``.
+
+    Returns:
+        ``mean``, ``sd`` (None for one run), ``min``, ``max``, ``n`` and the ``values``.
+
+    Raises:
+        ValueError: there is no run, or a run lacks the metric; says what it has.
+
+    Example:
+        >>> runs = [{"final": {"accuracy": a}} for a in (0.5, 0.75, 1.0)]
+        >>> s = summary(runs)
+        >>> s["mean"], s["sd"], s["n"]
+        (0.75, 0.25, 3)
+    """
+    values = [_look_up(run, metric) for run in runs]
+    if not values:
+        raise ValueError(f"there is no run to take {metric} from")
+    return {
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+        "n": len(values),
+        "values": values,
+    }
+
+
+def _look_up(run: Mapping[str, Any], metric: str) -> float:
+    value: Any = run
+    for key in metric.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            have = ", ".join(map(str, value)) if isinstance(value, Mapping) else "nothing"
+            raise ValueError(f"a run of {run.get('recipe', '?')} has no {metric!r}: at {key!r} there is {have}")
+        value = value[key]
+    return float(value)
+
+
+def describe(data: Any) -> dict[str, Any]:
+    """What a result says about one :class:`payattn.data.ImageSet`."""
+    return {
+        "name": data.name,
+        "images": len(data),
+        "size": list(data.images.shape[2:]),
+        "classes": len(data.classes),
+        "masks": data.masks is not None,
+        "digest": data.digest(),
+        "caveat": data.caveat,
+    }
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Where a run took place: nothing that tells one machine of a kind from another, no path, no name.
+
+    Example:
+        >>> sorted(environment(torch.device("cpu"), "float32"))[:3]
+        ['commit', 'device', 'dirty']
+    """
+    import payattn
+
+    commit, dirty = _commit()
+    return {
+        "device": _device_name(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "payattn": payattn.__version__,
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"CPU {platform.processor()}".strip()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return f"CPU {name}".strip()
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the checkout this package lies in, and whether its code or recipes differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None, None  # installed, not checked out; a repository further up would be someone else's
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head, bool(_git(root, "status", "--porcelain", "--", "payattn", "recipes"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
