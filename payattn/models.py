@@ -314,6 +314,8 @@ class VGGAttention(_Classifier):
         width: factor on all widths, 1 is the paper's network.
         dropout: factor on all published rates, 0 switches dropout off.
         init: ``"paper"`` or ``"default"`` (PyTorch's).
+        score_init: of u alone, see ``SpatialAttention``; None takes ``init``. The paper's u makes the first maps
+            almost one-hot, which a short schedule does not outgrow.
         mean, std: of the first layer, see ``Normalize``.
 
     Raises:
@@ -329,7 +331,7 @@ class VGGAttention(_Classifier):
     def __init__(
         self, classes: int = 10, *, levels: int = 2, score: str = "pc", head: str = "concat", norm: str = "softmax",
         project: str = "query", tap: str = "pre", combine: str = "product", gradient_merge: str = "sum",
-        width: float = 1.0, dropout: float = 1.0, init: str = "paper",
+        width: float = 1.0, dropout: float = 1.0, init: str = "paper", score_init: str | None = None,
         mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.25,
     ) -> None:  # fmt: skip
         super().__init__(classes, width, dropout, mean, std)
@@ -350,7 +352,7 @@ class VGGAttention(_Classifier):
         self.attention = nn.ModuleDict({
             level: SpatialAttention(
                 self.trunk.channels[_number(level)], length, score=score, norm=norm, project=project, dropout=rate,
-                init=init,
+                init=score_init or init,
             )
             for level in self.levels
         })  # fmt: skip
