@@ -29,7 +29,7 @@ from torch import nn
 from payattn import results
 from payattn.attention import choose
 from payattn.data import ImageSet
-from payattn.localize import iou_at_true_area, pointing_game
+from payattn.localize import iou_at_true_area, pointing_game, usual_tolerance, widen
 from payattn.models import create, list_models
 from payattn.train import Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
 
@@ -212,22 +212,30 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
         data: images without an object (an empty mask) are left out.
 
     Returns:
-        ``levels``: level to ``pointing`` (share of images) and ``iou`` (mean), see :mod:`payattn.localize`;
-        ``mask_share``: the mean share of the image that the object covers, which is what a random point scores.
+        ``levels``: level to ``pointing`` (share of images, with the usual tolerance), ``pointing_exact`` (with none)
+        and ``iou`` (mean), see :mod:`payattn.localize`; ``tolerance`` in pixels; ``chance``: what a random point
+        scores in ``pointing``; ``mask_share``: the mean share of the image that the object covers.
         Empty for a set without masks.
     """
     if data.masks is None:
         return {}
     data = data.subset(data.masks.flatten(1).any(1))
     masks = data.masks.cpu()  # type: ignore[union-attr]
+    tolerance = usual_tolerance(masks.shape[-1])
     levels = {
         level: {
-            "pointing": pointing_game(maps, masks).float().mean().item(),
+            "pointing": pointing_game(maps, masks, tolerance).float().mean().item(),
+            "pointing_exact": pointing_game(maps, masks).float().mean().item(),
             "iou": iou_at_true_area(maps, masks).mean().item(),
         }
         for level, maps in maps_of(model, data).items()
     }
-    return {"levels": levels, "mask_share": masks.float().mean().item()}
+    return {
+        "levels": levels,
+        "tolerance": tolerance,
+        "chance": widen(masks, tolerance).float().mean().item(),
+        "mask_share": masks.float().mean().item(),
+    }
 
 
 def build(recipe: Recipe, seed: int, train: ImageSet) -> nn.Module:
