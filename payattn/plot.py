@@ -398,12 +398,20 @@ def cells(
         axes = fig.add_subplot(rows, across, i + 1, title=title, xticks=[], yticks=[])
         low, high = table.min().item(), table.max().item()
         axes.spines[:].set_visible(False)
-        axes.imshow(table.numpy(), cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+        shown = axes.imshow(
+            table.numpy(), cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto"
+        )
+        colours = shown.to_rgba(table.numpy())
         for y, row in enumerate(texts[title]):
             for x, text in enumerate(row):
-                light = table[y, x].item() > low + 0.55 * (high - low) and high > low
-                axes.text(x, y, text, ha="center", va="center", fontsize=10, color="black" if light else "white")
+                axes.text(x, y, text, ha="center", va="center", fontsize=10, color=_readable_on(colours[y, x]))
     return fig
+
+
+def _readable_on(colour: Sequence[float]) -> str:
+    """Return black or white, whichever has the higher contrast to a colour (WCAG 2: at least 4.5)."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"
 
 
 def _tables(values: Any, titles: Sequence[str] | None) -> dict[str, Tensor]:

@@ -136,8 +136,8 @@ def _check_frames(figures: Sequence[Any], labels: Sequence[str], alts: Sequence[
 
 _STYLE = """\
 #ID fieldset{border:1px solid currentColor;border-radius:4px;margin:0 0 1em;padding:.4em .8em .8em;min-width:0}
-#ID legend{float:none;width:auto;max-width:100%;font-size:1em;font-weight:bold;padding:0 .3em;margin:0;\
-white-space:normal}
+#ID legend{float:left;width:100%;font-size:1em;font-weight:bold;padding:0;margin:0 0 .3em;white-space:normal}
+#ID legend+*{clear:both}
 #ID .choice{position:relative;padding:.25em 0 .25em 1.8em}
 #ID .choice>input{position:absolute;left:.2em;top:.55em;margin:0;width:1.1em;height:1.1em}
 #ID .choice>label{display:block;cursor:pointer;margin:0}
