@@ -99,17 +99,17 @@ def glyphs(n: int, *, size: int | tuple[int, int] = 32, classes: int = 10, varia
     height, width = _checked(n, size, classes, variant)
     style = _STYLES[variant]
     device = torch.device(device)
-    order = torch.rand(-(-n // classes), classes, generator=_stream(seed, "labels")).argsort(1).flatten()[:n]
+    order = torch.rand(-(-n // classes), classes, generator=stream(seed, "labels")).argsort(1).flatten()[:n]
     labels = order.to(device)
     images = torch.empty(n, 3, height, width, dtype=torch.uint8, device=device)
     masks = torch.empty(n, height, width, dtype=torch.bool, device=device)
     painter = _Painter(style, classes, height, width, device)
-    draw = _stream(seed, f"{variant} images")
+    draw = stream(seed, f"{variant} images")
     for start in range(0, n, BLOCK):
         part = slice(start, min(n, start + BLOCK))
         uniform = torch.rand(BLOCK, painter.numbers, generator=draw)[: part.stop - start].to(device)
         images[part], masks[part] = painter.paint(labels[part], uniform)
-    noisy = _noisy_labels(order, classes, label_noise, seed)
+    noisy = noisy_labels(order, classes, label_noise, seed)
     name = "glyphs" if variant == "plain" else f"glyphs-{variant}"
     return ImageSet(images, labels if noisy is None else noisy.to(device), tuple(style.glyphs)[:classes], masks,
                     name, clean_labels=None if noisy is None else labels)
@@ -131,13 +131,13 @@ def _checked(n: int, size: int | tuple[int, int], classes: int, variant: str) ->
     return height, width
 
 
-def _stream(seed: int, purpose: str) -> torch.Generator:
+def stream(seed: int, purpose: str) -> torch.Generator:
     """A generator of its own for each purpose, so that asking for label noise changes no image."""
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def _noisy_labels(labels: Tensor, classes: int, noise: float | Tensor, seed: int) -> Tensor | None:
+def noisy_labels(labels: Tensor, classes: int, noise: float | Tensor, seed: int) -> Tensor | None:
     """Labels drawn from each class's row of the noise matrix, or None where there is no noise."""
     if isinstance(noise, (int, float)):
         if not 0 <= noise <= 1:
@@ -155,7 +155,7 @@ def _noisy_labels(labels: Tensor, classes: int, noise: float | Tensor, seed: int
                                                           atol=1e-5):
             raise ValueError("each row of label_noise must hold probabilities that sum to 1, "
                              f"got row sums {[round(v, 4) for v in matrix.sum(1).tolist()]}")
-    uniform = torch.rand(len(labels), 1, generator=_stream(seed, "label noise"), dtype=torch.float64)
+    uniform = torch.rand(len(labels), 1, generator=stream(seed, "label noise"), dtype=torch.float64)
     return (uniform >= matrix.cumsum(1)[labels]).sum(1).clamp_(max=classes - 1)
 
 

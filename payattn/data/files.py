@@ -1,0 +1,230 @@
+"""``load``: one call for the embedded set, the known sets and a reader's own files."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from payattn.data import download
+from payattn.data.images import ImageSet
+from payattn.data.readers import class_folders, fault, read_cifar, read_folder, read_npz, read_svhn, resized
+from payattn.data.strokes import glyphs, noisy_labels, stream
+
+Root = str | os.PathLike[str] | None
+Sets = tuple[ImageSet, ImageSet]
+
+
+def _cifar10(root: Root) -> Sets:
+    return read_cifar(download.fetch(download.CIFAR10, root), "cifar-10-batches-py",
+                      [f"data_batch_{k}" for k in range(1, 6)], "test_batch", "batches.meta", False, "cifar10")
+
+
+def _cifar100(root: Root) -> Sets:
+    return read_cifar(download.fetch(download.CIFAR100, root), "cifar-100-python", ["train"], "test", "meta", True,
+                      "cifar100")
+
+
+def _svhn(root: Root) -> Sets:
+    return (read_svhn(download.fetch(download.SVHN_TRAIN, root)), read_svhn(download.fetch(download.SVHN_TEST, root)))
+
+
+KNOWN: dict[str, Callable[[Root], Sets]] = {"cifar10": _cifar10, "cifar100": _cifar100, "svhn": _svhn}
+EMBEDDED = {"glyphs": "plain", "glyphs-shift": "shift", "glyphs-fine": "fine"}
+
+
+def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "auto", seed: int = 0,
+         n_train: int | None = None, n_test: int | None = None, size: int | tuple[int, int] | None = None,
+         test: str | os.PathLike[str] | float | None = None, root: str | os.PathLike[str] | None = None,
+         classes: int | None = None, variant: str | None = None,
+         label_noise: float | Tensor = 0.0) -> tuple[ImageSet, ImageSet]:
+    """Load a data set as two :class:`ImageSet`: for training and for testing.
+
+    Args:
+        name_or_path: "glyphs", "glyphs-shift" or "glyphs-fine" (drawn, 8,000 and 2,000 images); "cifar10",
+            "cifar100" or "svhn" (downloaded once); a folder of one folder of images per class, or of ``train``
+            and ``test`` (or ``val``) folders of these; an ``.npz`` with images uint8 (N, H, W, 3) or
+            (N, 3, H, W), labels (N,), and optionally classes (K,) and masks (N, H, W).
+        device: "auto" is the GPU where there is one.
+        seed: of drawn images, held-out images, subsets and label noise. For glyphs, training images are
+            ``glyphs(n, seed=2 * seed)`` and test images ``glyphs(n, seed=2 * seed + 1)``.
+        n_train, n_test: keep so many images, the classes in equal numbers (to within one); None keeps all.
+            A smaller choice is part of a larger one of the same seed.
+        size: side in pixels or (H, W). Glyphs are drawn so; other images are stretched to it.
+        test: for own files, a second file or folder to test on, or the share of each class to hold out (0.2).
+        root: folder of the downloads; else the variable PAYATTN_DATA, else ~/.cache/payattn.
+        classes: number of classes of glyphs, 2 to 10.
+        variant: of glyphs; "glyphs-fine" is "glyphs" with variant "fine".
+        label_noise: of the training labels, as in :func:`glyphs`; the test labels stay clean.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest; for a fault in a file, with its name and what to do;
+            for an argument that does not fit the set.
+        FileNotFoundError: if a path does not exist.
+        ConnectionError: if a download fails; the message names the file to place, where, and its hash.
+
+    Example:
+        >>> train, test = load("glyphs", n_train=20, n_test=10, size=16, device="cpu")
+        >>> train
+        ImageSet('glyphs', 20 images of 16 x 16, 10 classes, with masks, on cpu)
+    """
+    name = os.fspath(name_or_path)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    drawn, known = name in EMBEDDED, name in KNOWN
+    if test is not None and (drawn or known):
+        raise ValueError(f"{name} has test images of its own; test= is for own files")
+    if not drawn and (classes is not None or variant is not None):
+        raise ValueError(f"classes= and variant= are for glyphs; {name} comes as it is")
+    if drawn:
+        sets = _drawn(name, variant, 8000 if n_train is None else n_train, 2000 if n_test is None else n_test,
+                      32 if size is None else size, 10 if classes is None else classes, seed, where)
+    else:
+        sets = KNOWN[name](root) if known else _own(_existing(name), size, test, seed)
+        sets = (_stretched(balanced(sets[0], n_train, seed), size).to(where),
+                _stretched(balanced(sets[1], n_test, seed), size).to(where))
+    train = sets[0]
+    noisy = noisy_labels(train.labels.cpu(), len(train.classes), label_noise, seed)
+    if noisy is not None:
+        train = replace(train, labels=noisy.to(where), clean_labels=train.labels)
+    return train, sets[1]
+
+
+def _drawn(name: str, variant: str | None, n_train: int, n_test: int, size: int | tuple[int, int], classes: int,
+           seed: int, device: torch.device) -> Sets:
+    if variant is not None and name != "glyphs" and variant != EMBEDDED[name]:
+        raise ValueError(f"{name!r} is the variant {EMBEDDED[name]!r}, got variant={variant!r}; say one of them")
+    kind = variant or EMBEDDED[name]
+    train, test = (glyphs(n, size=size, classes=classes, variant=kind, seed=2 * seed + odd, device=device)
+                   for odd, n in enumerate((n_train, n_test)))
+    return train, test
+
+
+def _existing(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"{path} does not exist; give the path of an .npz or of a folder of class folders")
+    names = [*EMBEDDED, *KNOWN]
+    near = difflib.get_close_matches(name, names, 1)
+    raise ValueError(f"there is no data set {name!r} and no such file; "
+                     + (f"did you mean {near[0]!r}? " if near else "") + f"Known sets: {', '.join(names)}")
+
+
+def _own(path: Path, size: int | tuple[int, int] | None, test: str | os.PathLike[str] | float | None,
+         seed: int) -> Sets:
+    """Both sets from a reader's own files."""
+    if path.is_dir() and (second := _split_folder(path)) is not None:
+        if test is not None:
+            raise ValueError(f"{path} holds {second.name} beside train; give the path of train, "
+                             "or leave out test=")
+        path, test = path / "train", second
+    train = _read(path, size)
+    if test is None or isinstance(test, (int, float)):
+        return held_out(train, 0.2 if test is None else float(test), seed)
+    other = _read(_existing(os.fspath(test)), size)
+    if other.classes != train.classes:
+        differ = sorted(set(other.classes) ^ set(train.classes)) or "the order"
+        raise fault(test if isinstance(test, str) else os.fspath(test),
+                    f"its classes are not those of {path}: {differ}", "name the same classes in the same order in both")
+    if other.images.shape[2:] != train.images.shape[2:]:
+        raise fault(os.fspath(test), f"its images are {tuple(other.images.shape[2:])}, those of {path} "
+                    f"{tuple(train.images.shape[2:])}", "pass size=64 or size=(H, W)")
+    return train, other
+
+
+def _split_folder(path: Path) -> Path | None:
+    """The folder of test images in a folder of ``train`` and ``test`` (or ``val``), or None."""
+    names = {folder.name for folder in class_folders(path)}
+    for second in ("test", "val"):
+        if names == {"train", second}:
+            return path / second
+    return None
+
+
+def _read(path: Path, size: int | tuple[int, int] | None) -> ImageSet:
+    if path.is_dir():
+        return read_folder(path, size)
+    if path.suffix == ".npz":
+        return read_npz(path, size)
+    raise fault(path, f"has the ending {path.suffix!r}", "give an .npz or a folder of class folders")
+
+
+def _stretched(data: ImageSet, size: int | tuple[int, int] | None) -> ImageSet:
+    masks = data.masks
+    return replace(data, images=resized(data.images, size),
+                   masks=None if masks is None else resized(masks, size, masks=True))
+
+
+def _by_class(data: ImageSet, seed: int, purpose: str) -> list[Tensor]:
+    """For each class the indices of its images in a random order."""
+    rank = torch.rand(len(data), generator=stream(seed, purpose))
+    order = rank.argsort()
+    labels = data.labels.cpu()[order]
+    return [order[labels == k] for k in range(len(data.classes))]
+
+
+def held_out(data: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Split a set: the same share of every class, chosen at random, is held out for testing.
+
+    Args:
+        data: the set.
+        share: of each class, between 0 and 1; rounded to images, at least one on either side.
+        seed: of the choice.
+
+    Returns:
+        (the rest, the held-out images), each in the order of ``data``.
+
+    Raises:
+        ValueError: if ``share`` is not between 0 and 1, or a class has a single image.
+
+    Example:
+        >>> rest, out = held_out(glyphs(50, size=8), 0.2)
+        >>> len(rest), out.labels.bincount().tolist()
+        (40, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"test= as a share must lie between 0 and 1, got {share}; "
+                         "give the path of a second file or folder otherwise")
+    chosen = torch.zeros(len(data), dtype=torch.bool)
+    for k, index in enumerate(_by_class(data, seed, "held out")):
+        if len(index) == 1:
+            raise ValueError(f"{data.name}: class {data.classes[k]!r} has a single image, so none can be held out; "
+                             "add images, or give test= a second file or folder")
+        chosen[index[: min(len(index) - 1, max(1, round(share * len(index))))]] = len(index) > 0
+    return data.subset(~chosen), data.subset(chosen)
+
+
+def balanced(data: ImageSet, n: int | None, seed: int = 0) -> ImageSet:
+    """A random subset of n images with the classes in equal numbers (to within one), in the order of ``data``.
+
+    Args:
+        data: the set.
+        n: number of images; None is all of them.
+        seed: of the choice; with the same seed a smaller subset is part of a larger one.
+
+    Raises:
+        ValueError: if a class has too few images; the message says how many can be had.
+
+    Example:
+        >>> balanced(glyphs(40, size=8), 20).labels.bincount().tolist()
+        [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    """
+    if n is None or n == len(data):
+        return data
+    if n < 0:
+        raise ValueError(f"the number of images must be 0 or more, got {n}")
+    groups = [index for index in _by_class(data, seed, "subset") if len(index)]
+    fewest = min((len(index) for index in groups), default=0)
+    each, more = divmod(n, max(1, len(groups)))
+    if each + (more > 0) > fewest:
+        raise ValueError(f"{data.name} has {len(data)} images, {fewest} in its smallest class: at most "
+                         f"{fewest * len(groups)} can be chosen with equal classes, got {n}")
+    turn = torch.randperm(len(groups), generator=stream(seed, "subset classes"))
+    parts = [groups[k][: each + (place < more)] for place, k in enumerate(turn.tolist())]
+    return data.subset(torch.cat(parts).sort().values)
