@@ -232,6 +232,33 @@ def attend(local: Tensor, weights: Tensor) -> Tensor:
     return contract("nmhw,nhw->nm", local, weights)
 
 
+def normalised_entropy(weights: Tensor) -> Tensor:
+    r"""How evenly a map spreads its weight: ``-sum_i a_i log a_i / log n``.
+
+    1 for uniform attention, 0 for one position. Not in the paper; it tells a map that attends from one that only
+    looks sharp because a figure has scaled it.
+
+    Args:
+        weights: softmax maps a, shape (N, H, W), each non-negative with sum one.
+
+    Returns:
+        Shape (N,), from 0 to 1, at least float32.
+
+    Raises:
+        ValueError: if a map is negative somewhere, does not sum to one or has one position only.
+
+    Example:
+        >>> normalised_entropy(torch.tensor([[[0.25, 0.25, 0.25, 0.25]], [[0.5, 0.5, 0.0, 0.0]]]))
+        tensor([1.0000, 0.5000])
+    """
+    flat = promote(weights).flatten(1)
+    if weights.ndim != 3 or flat.shape[1] < 2:
+        raise ValueError(f"weights must be (N, H, W) with two positions or more, got {tuple(weights.shape)}")
+    if (flat < 0).any() or ((flat.sum(1) - 1).abs() > 1e-3).any():
+        raise ValueError("weights must be non-negative and sum to one over the positions; only softmax maps do")
+    return -torch.special.xlogy(flat, flat).sum(1) / math.log(flat.shape[1])
+
+
 class Attended(NamedTuple):
     """What one level gives: descriptor g_a (N, M), map a (N, H, W) and the scores c (N, H, W) before the softmax.
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from payattn import results
-from payattn.attention import choose
+from payattn.attention import choose, normalised_entropy
 from payattn.data import ImageSet
 from payattn.localize import iou_at_true_area, pointing_game, usual_tolerance, widen
 from payattn.models import create, list_models
@@ -35,7 +35,7 @@ from payattn.train import Settings, autocast_dtype, evaluate, fit, maps_of, pick
 
 TABLE_KEYS = ("title", "defaults", "rows", "small")
 PART_KEYS = ("model", "options", "data", "data_options", "settings", "note")
-DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "variant", "label_noise")
+DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise")
 PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged")
 TAGS = ("code", "review", "recall-hi", "recall-med")
 """Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
@@ -213,8 +213,10 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
 
     Returns:
         ``levels``: level to ``pointing`` (share of images, with the usual tolerance), ``pointing_exact`` (with none)
-        and ``iou`` (mean), see :mod:`payattn.localize`; ``tolerance`` in pixels; ``chance``: what a random point
-        scores in ``pointing``; ``mask_share``: the mean share of the image that the object covers.
+        and ``iou`` (mean), see :mod:`payattn.localize`, and where the maps are softmaxes ``entropy`` (mean, from 0 for
+        one position to 1 for uniform), see :func:`payattn.attention.normalised_entropy`; ``tolerance`` in pixels;
+        ``chance``: what a random point scores in ``pointing``; ``mask_share``: the mean share of the image that the
+        object covers.
         Empty for a set without masks.
     """
     if data.masks is None:
@@ -222,14 +224,15 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
     data = data.subset(data.masks.flatten(1).any(1))
     masks = data.masks.cpu()  # type: ignore[union-attr]
     tolerance = usual_tolerance(masks.shape[-1])
-    levels = {
-        level: {
+    levels = {}
+    for level, maps in maps_of(model, data).items():
+        levels[level] = {
             "pointing": pointing_game(maps, masks, tolerance).float().mean().item(),
             "pointing_exact": pointing_game(maps, masks).float().mean().item(),
             "iou": iou_at_true_area(maps, masks).mean().item(),
         }
-        for level, maps in maps_of(model, data).items()
-    }
+        if maps.min() >= 0 and torch.allclose(maps.sum((1, 2)), torch.ones(len(maps)), atol=1e-3):
+            levels[level]["entropy"] = normalised_entropy(maps).mean().item()  # a CAM is no distribution
     return {
         "levels": levels,
         "tolerance": tolerance,

@@ -29,6 +29,7 @@ from payattn.attention import (
     attention_weights,
     dot_product_scores,
     independent_logits,
+    normalised_entropy,
     parametrised_scores,
     promote,
 )
@@ -213,6 +214,17 @@ def test_softmax_runs_over_the_positions_of_one_image_only() -> None:
     assert torch.equal(together[1:2], alone)
     by_hand = scores[1].exp() / scores[1].exp().sum()
     torch.testing.assert_close(together[1], by_hand)
+
+
+def test_the_entropy_of_a_map_runs_from_one_position_to_uniform() -> None:
+    maps = torch.zeros(3, 4, 2, dtype=torch.float64)
+    maps[0] = 1 / 8
+    maps[1, 0, 1] = 1
+    maps[2, :2, 0] = 0.5  # two of eight positions: log 2 / log 8
+    assert normalised_entropy(maps).tolist() == pytest.approx([1.0, 0.0, 1 / 3])
+    for wrong in (2 * maps, maps - 0.25, maps[0], maps[:, :1, :1]):
+        with pytest.raises(ValueError, match="weights must be"):
+            normalised_entropy(wrong)
 
 
 # Gradients (section 2.5)
