@@ -114,21 +114,32 @@ def _check(result: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where} has schema {result['schema']!r}, this version reads {SCHEMA}")
 
 
+def folder() -> Path:
+    """Where the recorded results are: beside the package in a checkout, inside it when installed.
+
+    Example:
+        >>> folder().name in ("results", "_results")
+        True
+    """
+    inside = Path(__file__).parent / "_results"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "results"
+
+
 def load_results(
-    pattern: str = "*", root: str | os.PathLike[str] = "results", *, small: bool | None = None
+    pattern: str = "*", root: str | os.PathLike[str] | None = None, *, small: bool | None = None
 ) -> list[dict[str, Any]]:
     """All recorded runs whose recipe fits a pattern, ordered by recipe and seed.
 
     Args:
         pattern: a shell pattern on the recipe's id, as in ``"*/glyphs/*"``; ``"glyphs/pc"`` finds the id's end.
-        root: the folder of all results.
+        root: the folder of all results, when not the recorded ones.
         small: only small forms, only full ones, or (None) both.
 
     Example:
         >>> load_results("*", root="no-such-folder")
         []
     """
-    found = [read(path) for path in sorted(Path(root).glob("*/*/*/*seed*.json"))]
+    found = [read(path) for path in sorted((folder() if root is None else Path(root)).glob("*/*/*/*seed*.json"))]
     fits = [
         run
         for run in found
