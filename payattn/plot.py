@@ -209,7 +209,7 @@ def _scaled(levels: dict[str, Tensor], scale: Any) -> tuple[dict[str, Tensor], t
             levels = {level: values * values[0].numel() for level, values in levels.items()}
         low = min(0.0, *(values.min().item() for values in levels.values()))
         high = max(values.max().item() for values in levels.values())
-        unit = "times uniform attention (1/n)" if scale == "uniform" else "weight, one scale for all maps"
+        unit = "times uniform, 1/n" if scale == "uniform" else "weight, one scale"
         return levels, (low, high if high > low else low + 1), unit
     try:
         low, high = (float(bound) for bound in scale)
@@ -287,7 +287,8 @@ def overlay(
             axes.set_xlabel(labels[level][i], fontsize=9, labelpad=2)
             if i == 0:
                 axes.set_ylabel(f"{level}\n{values.shape[1]} x {values.shape[2]}")
-    _colour_bar(fig, fig.add_subplot(spots[1:, n]), limits, unit)
+    beside = spots[1:, n] if rows > 2 else spots[:, n]  # one row is lower than the text of the bar is long
+    _colour_bar(fig, fig.add_subplot(beside), limits, unit)
     return fig
 
 
