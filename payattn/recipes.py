@@ -29,7 +29,7 @@ from torch import nn
 from payattn import results
 from payattn.attention import choose, normalised_entropy
 from payattn.data import ImageSet
-from payattn.localize import iou_at_true_area, pointing_game, usual_tolerance, widen
+from payattn.localize import boxes, iou_at_true_area, pointing_game, usual_tolerance, widen
 from payattn.models import create, list_models
 from payattn.train import Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
 
@@ -212,11 +212,12 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
         data: images without an object (an empty mask) are left out.
 
     Returns:
-        ``levels``: level to ``pointing`` (share of images, with the usual tolerance), ``pointing_exact`` (with none)
-        and ``iou`` (mean), see :mod:`payattn.localize`, and where the maps are softmaxes ``entropy`` (mean, from 0 for
+        ``levels``: level to ``pointing`` (share of images whose highest point is on the mask, with the usual
+        tolerance), ``pointing_exact`` (with none), ``pointing_box`` (in the object's bounding box, with none) and
+        ``iou`` (mean), see :mod:`payattn.localize`, and where the maps are softmaxes ``entropy`` (mean, from 0 for
         one position to 1 for uniform), see :func:`payattn.attention.normalised_entropy`; ``tolerance`` in pixels;
-        ``chance``: what a random point scores in ``pointing``; ``mask_share``: the mean share of the image that the
-        object covers.
+        ``chance`` and ``chance_box``: what a random point scores in ``pointing`` and ``pointing_box``;
+        ``mask_share``: the mean share of the image that the object covers.
         Empty for a set without masks.
     """
     if data.masks is None:
@@ -229,6 +230,7 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
         levels[level] = {
             "pointing": pointing_game(maps, masks, tolerance).float().mean().item(),
             "pointing_exact": pointing_game(maps, masks).float().mean().item(),
+            "pointing_box": pointing_game(maps, boxes(masks)).float().mean().item(),
             "iou": iou_at_true_area(maps, masks).mean().item(),
         }
         if maps.min() >= 0 and torch.allclose(maps.sum((1, 2)), torch.ones(len(maps)), atol=1e-3):
@@ -237,6 +239,7 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
         "levels": levels,
         "tolerance": tolerance,
         "chance": widen(masks, tolerance).float().mean().item(),
+        "chance_box": boxes(masks).float().mean().item(),
         "mask_share": masks.float().mean().item(),
     }
 

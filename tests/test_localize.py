@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payattn.localize import iou_at_true_area, pointing_game, widen
+from payattn.localize import boxes, iou_at_true_area, pointing_game, widen
 
 
 def box(*rows: str) -> torch.Tensor:
@@ -86,3 +86,8 @@ def test_a_widened_mask_holds_every_pixel_within_the_tolerance(seed: int, tolera
 def test_a_tolerance_that_is_no_number_of_pixels_is_refused(tolerance: float) -> None:
     with pytest.raises(ValueError, match="whole number of pixels"):
         widen(box("#."), tolerance)  # type: ignore[arg-type]
+
+
+def test_boxes_of_one_mask_without_a_batch_say_how_to_ask() -> None:
+    with pytest.raises(ValueError, match=r"masks\[None\]"):
+        boxes(torch.ones(3, 3, dtype=torch.bool))
