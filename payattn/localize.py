@@ -50,6 +50,37 @@ def widen(masks: Tensor, tolerance: int) -> Tensor:
     return grown[:, 0] > 0
 
 
+def boxes(masks: Tensor) -> Tensor:
+    """The smallest upright box around each mask, filled.
+
+    For objects that are outlines: the middle of a ring belongs to the ring, but not to its pixels.  Where data sets
+    give boxes and no masks, boxes are what the pointing game is played on.
+
+    Args:
+        masks: (N, H, W), true on the object.
+
+    Returns:
+        bool (N, H, W), all false where a mask is empty.
+
+    Raises:
+        ValueError: masks that are not (N, H, W).
+
+    Example:
+        >>> boxes(torch.tensor([[[True, False, False], [False, False, True]]])).tolist()
+        [[[True, True, True], [True, True, True]]]
+    """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must be (N, H, W), got {tuple(masks.shape)}; one mask is masks[None]")
+    rows, columns = (_between(masks.bool().any(dim)) for dim in (2, 1))
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _between(marked: Tensor) -> Tensor:
+    """Everything from the first to the last true entry of each row."""
+    counted = marked.int()
+    return (counted.cummax(1).values & counted.flip(1).cummax(1).values.flip(1)).bool()
+
+
 def usual_tolerance(side: int) -> int:
     """The tolerance of the pointing game for images of this side: 3 % of it, in pixels.
 

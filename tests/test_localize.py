@@ -88,6 +88,23 @@ def test_a_tolerance_that_is_no_number_of_pixels_is_refused(tolerance: float) ->
         widen(box("#."), tolerance)  # type: ignore[arg-type]
 
 
+def test_the_box_of_a_ring_holds_its_middle_and_an_empty_mask_has_an_empty_box() -> None:
+    ring = box(".....", ".###.", ".#.#.", ".###.", ".....")
+    filled = box(".....", ".###.", ".###.", ".###.", ".....")
+    assert torch.equal(boxes(torch.cat([ring, torch.zeros_like(ring)])), torch.cat([filled, torch.zeros_like(ring)]))
+
+
+@given(seed=st.integers(0, 999))
+def test_boxes_reach_from_the_first_to_the_last_row_and_column(seed: int) -> None:
+    masks = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(seed)) < 0.1
+    for mask, found in zip(masks, boxes(masks), strict=True):
+        expected = torch.zeros_like(mask)
+        if mask.any():
+            rows, columns = mask.nonzero().T
+            expected[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        assert torch.equal(found, expected)
+
+
 def test_boxes_of_one_mask_without_a_batch_say_how_to_ask() -> None:
     with pytest.raises(ValueError, match=r"masks\[None\]"):
         boxes(torch.ones(3, 3, dtype=torch.bool))
