@@ -48,7 +48,8 @@ def choose_python(wish: str) -> str:
 def fingerprint(python: str, requirements: Path, extra: "list[str]") -> str:
     """Changes when a requirement, the interpreter or the place of the environment changes."""
     parts = [str(version_of(python)), str(ROOT), *extra]
-    parts += [f.read_text() for f in (requirements, ROOT / "constraints.txt", ROOT / "pyproject.toml") if f.exists()]
+    parts += [requirements.read_text(), (ROOT / "constraints.txt").read_text()]
+    parts.append((ROOT / "pyproject.toml").read_text().split("[tool.")[0])
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -84,9 +85,12 @@ def main() -> None:
     requirements = ["-r", "requirements.txt"]
     if options.newest:
         requirements = ["--upgrade", "-e", ".[all]", "torch", "torchvision"]
-    bar = "on" if sys.stdout.isatty() else "off"
-    run("packages into .venv (torch is large: one to ten minutes the first time)",
-        [str(inside), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", bar, *requirements])
+    pip = [str(inside), "-m", "pip", "install", "--disable-pip-version-check"]
+    if stamp.exists():
+        run("packages into .venv, where the requirements changed", [*pip, "--quiet", *requirements])
+    else:
+        bar = "on" if sys.stdout.isatty() else "off"
+        run("packages into .venv (torch is large: one to ten minutes)", [*pip, "--progress-bar", bar, *requirements])
     run("check that the packages fit together", [str(inside), "-m", "pip", "check"])
     stamp.write_text(print_)
 
