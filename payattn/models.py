@@ -340,6 +340,7 @@ class VGGAttention(_Classifier):
         for what, value, valid in (
             ("score", score, SCORES), ("norm", norm, NORMS), ("project", project, PROJECTIONS),
             ("head", head, ("concat", "indep")), ("combine", combine, COMBINATIONS),
+            ("init", init, INITS), ("score_init", score_init or init, INITS),
         ):  # fmt: skip
             choose(what, value, valid)  # also where this network has no use for it: a slip must not pass in silence
         self.tap = choose("tap", tap, ("pre", "post"))

@@ -438,6 +438,13 @@ def test_learned_directions_start_with_a_spread_of_the_root_of_two() -> None:
     assert all(unit.bias.item() == 0 for unit in units)
 
 
+def test_the_score_can_start_as_in_pytorch_while_the_trunk_starts_as_in_the_paper() -> None:
+    model = tiny("vgg-att2-concat-pc", width=0.5, score_init="default")
+    assert all(u.weight.abs().max() <= 1 / math.sqrt(256) for u in model.attention.values())
+    gamma = model.trunk.layer13[1].weight
+    assert 0 <= gamma.min() < gamma.max() < 1
+
+
 def entropy(maps: Tensor) -> Tensor:
     """Of each map, divided by that of a uniform one."""
     p = maps.flatten(1)
@@ -531,7 +538,7 @@ def test_an_unknown_option_names_the_nearest_one_and_all() -> None:
     [
         ("norm", "sigmoid_sum", "sigmoid-sum"), ("project", "locals", "local"), ("tap", "pres", "pre"),
         ("combine", "means", "mean"), ("gradient_merge", "summ", "sum"), ("init", "papers", "paper"),
-        ("head", "indepp", "indep"),
+        ("head", "indepp", "indep"), ("score_init", "defaults", "default"),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_is_refused_even_where_it_has_no_use(option: str, wrong: str, near: str) -> None:
@@ -549,7 +556,7 @@ def test_impossible_sizes_are_refused(name: str) -> None:
         create(name, width=0.0)
     with pytest.raises(ValueError, match=re.escape("dropout is a factor in [0, 1] on the published rates, got 2")):
         create(name, dropout=2.0)
-    with pytest.raises(ValueError, match="init is 'papr'; did you mean 'paper'"):
+    with pytest.raises(ValueError, match="^init is 'papr'; did you mean 'paper'"):
         create(name, width=TINY, init="papr")
 
 
