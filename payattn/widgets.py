@@ -12,7 +12,7 @@ import hashlib
 import html
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from payattn import quizzes
 from payattn.plot import Figure
 
-__all__ = ["Page", "frames", "quiz"]
+__all__ = ["Page", "frames", "quiz", "table"]
 
 MAX_BYTES = 350_000
 """Largest size of pictures with a slider in bytes of HTML; a notebook may have 400 KB in all."""
@@ -130,6 +130,65 @@ def _check_frames(figures: Sequence[Any], labels: Sequence[str], alts: Sequence[
             raise ValueError(f"alts[{i}]: {alt!r} has {len(alt)} characters; say in 40 or more what is seen")
     if not description.strip() or not all(label.strip() for label in labels):
         raise ValueError("description and labels: expected texts, got an empty one")
+
+
+# ------------------------------------------------------------------------------------------------------- tables
+
+
+def table(rows: Sequence[Mapping[str, Any]], caption: str) -> Page:
+    """Show rows with the same keys as a table; a row's first value is its heading.
+
+    Args:
+        rows: one dict per row, all with the keys of the first. Whole numbers are written with thousands separators,
+            other numbers with three decimals, None as a dash; pass a text for any other form.
+        caption: what the table shows, as a sentence; screen readers announce it first.
+
+    Returns:
+        An object that shows itself as HTML in a notebook and prints as text.
+
+    Raises:
+        ValueError: for no row, rows with other keys, or an empty caption.
+
+    >>> print(table([{"layer": "FC-1", "parameters": 262656}, {"layer": "head", "parameters": 5130}], "Two layers."))
+    Two layers.
+    layer  parameters
+    FC-1      262,656
+    head        5,130
+    """
+    columns = list(rows[0]) if rows else []
+    if not columns or any(list(row) != columns for row in rows):
+        raise ValueError(f"rows: expected one or more dicts with the same keys in one order, got {rows!r}")
+    if not caption.strip():
+        raise ValueError("caption: expected a sentence that says what the table shows, got an empty text")
+    texts = [[_cell(row[name]) for name in columns] for row in rows]
+    number = [all(not isinstance(row[name], str) for row in rows) for name in columns]
+    side = [f' style="text-align:{"right" if right else "left"}"' for right in number]
+    head = "".join(f'<th scope="col"{s}>{_markup(str(c))}</th>' for c, s in zip(columns, side, strict=True))
+    body = "".join(
+        f'<tr><th scope="row"{side[0]}>{_markup(first)}</th>'
+        + "".join(f"<td{s}>{_markup(text)}</td>" for text, s in zip(rest, side[1:], strict=True))
+        + "</tr>\n"
+        for first, *rest in texts
+    )
+    code = (
+        f'<div class="payattn-table" style="overflow-x:auto" tabindex="0" role="region" '
+        f'aria-label="{html.escape(caption)}">\n<table class="table">\n<caption style="caption-side:top">'
+        f"{_markup(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>\n</table>\n</div>"
+    )
+    wide = [max(len(line[i]) for line in [list(map(str, columns)), *texts]) for i in range(len(columns))]
+    lines = [
+        "  ".join(t.rjust(w) if right else t.ljust(w) for t, w, right in zip(line, wide, number, strict=True)).rstrip()
+        for line in [list(map(str, columns)), *texts]
+    ]
+    return Page(code, "\n".join([caption, *lines]))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "\u2013"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 # ------------------------------------------------------------------------------------------------------ quizzes

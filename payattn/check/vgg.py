@@ -257,6 +257,135 @@ CAM = Exercise(
 )  # fmt: skip
 
 
+# --------------------------------------------------------------------------------------------- multiply-adds
+
+Layer = tuple[int, int, int, int]
+"""A 3 x 3 convolution: input channels, output channels, height and width of its map."""
+
+
+def multiply_adds(layers: list[Layer]) -> int:
+    """Return the number of multiply-adds of 3 x 3 convolutions, ``sum 9 C_in C_out H W``, for one image."""
+    return sum(9 * c_in * c_out * height * width for c_in, c_out, height, width in layers)
+
+
+def _macs_as_parameters(layers: list[Layer]) -> int:
+    return sum(9 * c_in * c_out for c_in, c_out, _, _ in layers)
+
+
+def _macs_without_kernel(layers: list[Layer]) -> int:
+    return multiply_adds(layers) // 9
+
+
+def _macs_as_operations(layers: list[Layer]) -> int:
+    return 2 * multiply_adds(layers)
+
+
+def _macs_one_input(layers: list[Layer]) -> int:
+    return sum(9 * c_out * height * width for _, c_out, height, width in layers)
+
+
+def _macs_square(layers: list[Layer]) -> int:
+    return sum(9 * c_in * c_out * height * height for c_in, c_out, height, _ in layers)
+
+
+MULTIPLY_ADDS = Exercise(
+    [([(3, 64, 32, 32), (64, 128, 16, 16)],), ([(8, 4, 5, 7)],)],
+    multiply_adds,
+    {
+        "parameters": ("These are the weights. Each weight is used once at every position: multiply by H W.",
+                       _macs_as_parameters),
+        "kernel": ("The kernel is missing: a 3 x 3 window needs nine products per pair of channels.",
+                   _macs_without_kernel),
+        "operations": ("A multiply-add counts as one. Twice as many is the count of single operations (FLOP).",
+                       _macs_as_operations),
+        "one input": ("Every output channel reads all input channels: multiply by C_in too.", _macs_one_input),
+        "square": ("Right for square maps only. The map has H W positions.", _macs_square),
+    },
+    passed="the size of the map counts, not the number of weights.",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ receptive field
+
+
+def receptive_field(layers: str) -> int:
+    """Return the side in pixels of what one position sees, after layers "C" (3 x 3 convolution) and "P" (2 x 2 pool).
+
+    ``r`` starts at 1 and the step ``j`` between neighbours at 1; a convolution adds 2 j, a pool adds j and doubles j.
+    """
+    side, step = 1, 1
+    for layer in layers:
+        side += 2 * step if layer == "C" else step
+        step *= 2 if layer == "P" else 1
+    return side
+
+
+def _field_without_step(layers: str) -> int:
+    return 1 + sum(2 if layer == "C" else 1 for layer in layers)
+
+
+def _field_pool_adds_nothing(layers: str) -> int:
+    side, step = 1, 1
+    for layer in layers:
+        side, step = (side + 2 * step, step) if layer == "C" else (side, 2 * step)
+    return side
+
+
+def _field_kernel(layers: str) -> int:
+    side, step = 1, 1
+    for layer in layers:
+        side, step = (side + 3 * step, step) if layer == "C" else (side + 2 * step, 2 * step)
+    return side
+
+
+def _field_step_first(layers: str) -> int:
+    side, step = 1, 1
+    for layer in layers:
+        step *= 2 if layer == "P" else 1
+        side += 2 * step if layer == "C" else step
+    return side
+
+
+def _field_from_zero(layers: str) -> int:
+    return receptive_field(layers) - 1
+
+
+RECEPTIVE_FIELD = Exercise(
+    [("C",), ("CCPC",), ("CCCCCCCPCCC",)],
+    receptive_field,
+    {
+        "step": ("After a pool neighbours lie two pixels apart, so every later layer adds twice as much.",
+                 _field_without_step),
+        "pool": ("The pool itself looks at two neighbours: it adds one step before it doubles the step.",
+                 _field_pool_adds_nothing),
+        "kernel": ("A 3 x 3 window reaches one neighbour to each side: it adds two steps, not three. A pool adds one.",
+                   _field_kernel),
+        "order": ("The pool adds the old step and then doubles it; here it is doubled first.", _field_step_first),
+        "zero": ("One is missing: before any layer a position sees its own pixel.", _field_from_zero),
+    },
+    passed="15 pixels at layer 7 and 28 at layer 10 of VGG-att.",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- dampened momentum
+
+STEADY_STEP = Exercise(
+    (),
+    (1.0, 1.0, 10.0),
+    {
+        "no momentum": ("This leaves the momentum out. Let v no longer change: v = momentum v + (1 - d) g.",
+                        (0.1, 0.1, 1.0)),
+        "no dampening": ("The first is dampened: each new gradient enters with weight 1 - 0.9 only.",
+                         (10.0, 1.0, 10.0)),
+        "first steps": ("These are the very first steps. Give the step after many, when v no longer changes.",
+                        (1.0, 0.1, 1.0)),
+        "sign": ("The weights fall, so the steps are negative; give their sizes.", (-1.0, -1.0, -10.0)),
+    },
+    tolerance=1e-6,
+    passed="lr 1 with dampening 0.9 is lr 0.1 without; lr 1 without is ten times too large.",
+)  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ spread over seeds
 
 
@@ -339,6 +468,9 @@ EXERCISES = {
     "average-probabilities": INDEP,
     "project-query": PROJECT,
     "class-activation": CAM,
+    "multiply-adds": MULTIPLY_ADDS,
+    "receptive-field": RECEPTIVE_FIELD,
+    "steady-step": STEADY_STEP,
     "mean-and-spread": SPREAD,
     "head-parameters": HEAD_PARAMETERS,
     "mean-or-product": PRODUCT_CLASS,
