@@ -17,6 +17,14 @@ from bookfiles import ROOT, Fault, report
 from payattn import recipes, results
 
 PAGE = "book/results.md"
+METRICS = {
+    "pointing": "pointing game, within {tolerance} pixels",
+    "pointing_exact": "pointing game, exact",
+    "pointing_box": "pointing game, in the box",
+    "iou": "IoU at the true area",
+    "entropy": "entropy, uniform = 100",
+}
+CHANCE = {"pointing": "chance", "pointing_exact": "mask_share", "pointing_box": "chance_box"}
 MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
 HEAD = """\
 <!-- written by tools/results_page.py from recipes/ and results/: do not edit -->
@@ -52,7 +60,7 @@ def groups(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for run in runs:
         settings = {k: v for k, v in run["settings"].items() if k != "seed"}
         data = {part: {k: run["data"][part][k] for k in ("digest", "caveat")} for part in ("train", "test")}
-        key = json.dumps([run["small"], settings, data, run["model"]], sort_keys=True)
+        key = json.dumps([run["recipe"], run["small"], settings, data, run["model"]], sort_keys=True)
         found.setdefault(key, []).append(run)
     return list(found.values())
 
@@ -80,47 +88,68 @@ def setting(recipe: recipes.Recipe, run: dict[str, Any]) -> str:
     return text + (f"; **recipe changed since**: {', '.join(changed)}" if changed else "; schedule as in the recipe")
 
 
-def levels(runs: Sequence[dict[str, Any]]) -> str:
-    """Pointing game and IoU of every attended level."""
-    parts = []
-    for level in runs[0]["final"].get("levels", {}):
-        hit, iou = (results.summary(runs, f"final.levels.{level}.{metric}") for metric in ("pointing", "iou"))
-        parts.append(f"{level}: {percent(hit)} / {percent(iou)}")
-    return "<br>".join(parts) or "–"
-
-
-def measured_columns(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]], masks: bool, error: bool) -> list[str]:
+def measured_columns(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]], error: bool) -> list[str]:
     """The columns that come from runs."""
     if not runs:
-        return ["no run yet", "", *[""] * masks, ""]
+        return ["no run yet", "", ""]
     accuracy = percent(results.summary(runs, "final.accuracy"), error)
-    return [f"**{accuracy}**", str(len(runs)), *([levels(runs)] if masks else []), setting(recipe, runs[0])]
+    return [f"**{accuracy}**", str(len(runs)), setting(recipe, runs[0])]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def maps_table(runs: Sequence[dict[str, Any]]) -> str:
+    """How well the maps of each level find the object, with what a random point scores."""
+    runs = [run for run in runs if run["final"].get("levels")]
+    if not runs:
+        return ""
+    metrics = [m for m in METRICS if any(m in level for run in runs for level in run["final"]["levels"].values())]
+    tolerance = runs[0]["final"].get("tolerance", 0)
+    head = ["recipe", "level", *(METRICS[m].format(tolerance=tolerance) for m in metrics), "seeds"]
+    chance = [(m, CHANCE.get(m, "")) for m in metrics]
+    have = {m for m, key in chance if all(key in run["final"] for run in runs)}
+    random = [percent(mean(runs, f"final.{key}")) if m in have else "–" for m, key in chance]
+    rows = [["a random point", "", *random, ""]]
+    for group in groups(runs):
+        for level in group[0]["final"]["levels"]:
+            cells = [f"`{group[0]['recipe'].rsplit('/', 1)[1]}`{' (small form)' if group[0]['small'] else ''}", level]
+            for m in metrics:
+                there = all(m in run["final"]["levels"][level] for run in group)
+                cells.append(percent(results.summary(group, f"final.levels.{level}.{m}")) if there else "–")
+            rows.append([*cells, str(len(group))])
+    return f"\nWhere the maps point:\n\n{markdown(head, rows)}"
+
+
+def mean(runs: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """A summary without its spread."""
+    return {**results.summary(runs, metric), "sd": None}
 
 
 def table(name: str, rows: Sequence[str], root: Path) -> str:
     """One section: title, table, notes, machine."""
     all_recipes = [recipes.get(f"{name}/{row}", root=root / "recipes") for row in rows]
     runs = results.load_results(f"{name}/*", root / "results")
-    masks = any(run["final"].get("levels") for run in runs)
     error = any(recipe.published for recipe in all_recipes)
     head = ["recipe", "network", *(["published error", "logged error"] if error else [])]
-    head += ["measured error" if error else "measured accuracy", "seeds"]
-    head += [*(["pointing game / IoU of the maps"] if masks else []), "measured on"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    head += ["measured error" if error else "measured accuracy", "seeds", "measured on"]
+    cells = []
     for recipe in all_recipes:
         own = groups([run for run in runs if run["recipe"] == recipe.id]) or [[]]
-        for group in own:
-            cells = [f"`{recipe.id.rsplit('/', 1)[1]}`", recipe.model, *(published(recipe) if error else [])]
-            lines.append(f"| {' | '.join(cells + measured_columns(recipe, group, masks, error))} |")
+        first = [f"`{recipe.id.rsplit('/', 1)[1]}`", recipe.model, *(published(recipe) if error else [])]
+        cells += [first + measured_columns(recipe, group, error) for group in own]
     notes = dict.fromkeys(" ".join(recipe.note.split()) for recipe in all_recipes if recipe.note)
-    text = f"## {all_recipes[0].title}\n\nRecipes `{name}/...`.\n\n" + "\n".join(lines) + "\n"
+    text = f"## {all_recipes[0].title}\n\nRecipes `{name}/...`.\n\n" + markdown(head, cells) + maps_table(runs)
     for note in notes:
         which = [f"`{r.id.rsplit('/', 1)[1]}`" for r in all_recipes if " ".join(r.note.split()) == note]
         text += f"\n- {'All rows' if len(which) == len(rows) else ', '.join(which)}: {note}"
-    return text + machines(runs, masks) + "\n"
+    return text + machines(runs) + "\n"
 
 
-def machines(runs: Sequence[dict[str, Any]], masks: bool) -> str:
+def machines(runs: Sequence[dict[str, Any]]) -> str:
     """On what the runs of a table were made."""
     if not runs:
         return ""
@@ -128,12 +157,7 @@ def machines(runs: Sequence[dict[str, Any]], masks: bool) -> str:
     versions = sorted({str(run["environment"]["torch"]) for run in runs})
     seconds = results.summary(runs, "seconds")
     text = f"\n- Measured on {', '.join(devices)} with torch {', '.join(versions)}, "
-    text += f"{seconds['min']:.0f} to {seconds['max']:.0f} s of training a run."
-    shares = [run for run in runs if "mask_share" in run["final"]]
-    if masks and shares:
-        chance = results.summary(shares, "final.mask_share")
-        text += f" A point placed at random hits the object in {percent({**chance, 'sd': None})} % of the images."
-    return text
+    return text + f"{seconds['min']:.0f} to {seconds['max']:.0f} s of training a run."
 
 
 def page(root: Path) -> str:
