@@ -285,18 +285,21 @@ UNIFORM_WEIGHT = Exercise(
     passed="64 positions share a sum of 1. Compare the numbers under a map with this one.",
 )
 
-TWO_POSITIONS = Exercise(
+THREE_POSITIONS = Exercise(
     (),
-    (0.75, 0.25),
+    (1 / 8, 2 / 8, 5 / 8),
     {
-        "exchanged": ("The larger score gets the larger weight.", (0.25, 0.75)),
-        "no exp": ("The weights follow exp(c), not c: exp(ln 3) = 3 and exp(0) = 1.", (1.0, 0.0)),
-        "no sum": ("These are exp(c). Divide both by their sum.", (3.0, 1.0)),
-        "sigmoid": ("Each weight is a sigmoid of its own score. Softmax weights share a sum of 1.", (0.75, 0.5)),
+        "exchanged": ("The larger score gets the larger weight.", (5 / 8, 2 / 8, 1 / 8)),
+        "no exp": ("The weights follow exp(c), not c: a score of 0 still gets weight, since exp(0) = 1.",
+                   (0.0, 0.301, 0.699)),
+        "no sum": ("These are exp(c). Divide each by their sum.", (1.0, 2.0, 5.0)),
+        "by the largest": ("This divides by the largest exponential. Divide by the sum of all three.", (0.2, 0.4, 1.0)),
+        "sigmoid": ("Each weight is a sigmoid of its own score. Softmax weights share a sum of 1.",
+                    (1 / 2, 2 / 3, 5 / 6)),
     },
     tolerance=5e-3,
-    passed="a score that is larger by ln 3 gets three times the weight.",
-)
+    passed="the weights are as 1 to 2 to 5, and sum to 1.",
+)  # fmt: skip
 
 EXERCISES = {
     "softmax-positions": SOFTMAX,
@@ -305,5 +308,5 @@ EXERCISES = {
     "pointing-game": POINTING,
     "iou-at-area": IOU,
     "uniform-weight": UNIFORM_WEIGHT,
-    "two-positions": TWO_POSITIONS,
+    "three-positions": THREE_POSITIONS,
 }
