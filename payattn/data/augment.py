@@ -78,11 +78,10 @@ class Augment:
 
     def _flips(self, n: int, generator: torch.Generator) -> Tensor:
         """Which images to flip, bool (N,), on the generator's device."""
-        where = {"generator": generator, "device": generator.device}
         if self.flip == "random":
-            return torch.rand(n, **where) < 0.5
+            return torch.rand(n, generator=generator, device=generator.device) < 0.5
         if self.flip == "half":
-            return torch.randperm(n, **where) < n // 2
+            return torch.randperm(n, generator=generator, device=generator.device) < n // 2
         return torch.zeros(n, dtype=torch.bool, device=generator.device)
 
     def _moved(self, images: Tensor, flipped: Tensor, generator: torch.Generator) -> Tensor:

@@ -132,7 +132,7 @@ class ImageSet:
         for tensor in (self.images, self.labels, self.masks):
             if tensor is not None:
                 total.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-                total.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B") if tensor.numel() else b"")
+                total.update(tensor.cpu().contiguous().numpy().data)
         return total.hexdigest()
 
 

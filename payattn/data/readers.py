@@ -8,7 +8,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,19 +58,19 @@ def read_npz(path: Path, size: Size = None) -> ImageSet:
     import numpy as np
 
     want = "make it anew with numpy.savez(path, images=..., labels=..., classes=...)"
+    arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise fault(path, "is a single array, not an .npz archive", want)
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise fault(path, "is a single array, not an .npz archive", want)
+        with archive:
             names = set(archive.files)
             missing = {"images", "labels"} - names
             if missing:
-                raise fault(path, f"holds no array named {' and '.join(sorted(missing))}, only {sorted(names)}", want)
-            arrays = {name: _member(path, archive, name) for name in ("images", "labels", "classes", "masks")
-                      if name in names}
+                raise fault(path, f"holds no array named {' or '.join(sorted(missing))}, only {sorted(names)}", want)
+            for name in names & {"images", "labels", "classes", "masks"}:
+                arrays[name] = _member(path, archive, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise fault(path, f"is truncated or no .npz archive ({error})", "copy or download it again") from error
     except ValueError as error:
         if str(error).startswith(str(path)):
@@ -285,7 +285,7 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
                     "delete it and load again") from error
 
 
-def _elements(data: memoryview, order: str) -> Iterable[tuple[int, memoryview]]:
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     """Elements of a MATLAB 5 file: a tag of type and length, then the bytes, padded to a multiple of eight."""
     at = 0
     while at + 8 <= len(data):

@@ -69,7 +69,8 @@ def glyphs(n: int, *, size: int | tuple[int, int] = 32, classes: int = 10, varia
     Place, size, rotation and colour of the glyph, the pieces of glyphs beneath it and the background are
     independent of the class. A piece is what a small disc cuts out of a glyph of any class.
     Image i depends on ``seed``, ``size``, ``variant``, ``classes`` and i alone: ``glyphs(n)`` is the beginning
-    of every longer set of the same seed, and on the CPU it is the same bit for bit on every machine.
+    of every longer set of the same seed. On the CPU it is the same bit for bit with any number of threads; on
+    a GPU the numbers drawn are the same, and colours may differ by one level of 255.
 
     Args:
         n: number of images. In every run of ``classes`` images from the first, each class occurs once.
@@ -176,6 +177,10 @@ class _Painter:
         self.y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
         self.x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
         self.patch = min(self.side, 2 * math.ceil(_CUT[1] * style.side[1] / 2 * self.side) + 1)
+        self.limit = torch.tensor([width, height], dtype=torch.float64, device=device)
+        # Spreads three values over the nine of the finer grid.
+        self.up = torch.tensor([[4, 3, 2, 1, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 1, 2, 3, 4]],
+                               dtype=torch.float32, device=device) / 4
         self.numbers = 8 * (style.pieces + 1) + 3 * style.pieces + 3 * (9 + 81) + 3 + 8
 
     def paint(self, labels: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,9 +206,7 @@ class _Painter:
         base = take(3) * 160 + 48
         coarse = (take(27) * 128).floor_().sub_(64).view(-1, 3, 3, 3)
         fine = (take(243) * 64).floor_().sub_(32).view(-1, 3, 9, 9)
-        up = torch.tensor([[4, 3, 2, 1, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 1, 2, 3, 4]],
-                          dtype=torch.float32, device=base.device) / 4
-        grid = fine + up.T @ coarse @ up
+        grid = fine + self.up.T @ coarse @ self.up
         canvas = (self.rows @ (grid @ self.columns.T)).add_(base[:, :, None, None])
         kind = take(8)
         if self.style.hard:
@@ -222,10 +225,14 @@ class _Painter:
         step = (uniform[:, 5:8] - 0.5).sign() * (30 + 40 * uniform[:, 5:8])
         return canvas.add_((odd % 2)[:, None] * step[:, :, None, None])
 
+    def _scale(self, uniform: Tensor) -> Tensor:
+        """Half the side of each glyph, in pixels."""
+        low, high = self.style.side
+        return self.side / 2 * (low + (high - low) * uniform[:, 0].double())
+
     def _frame(self, kinds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ends of strokes (N, S, 2, 2) and ring radius (N,) in pixels about the glyph's centre; half width (N,)."""
-        style = self.style
-        scale = self.side / 2 * (style.side[0] + (style.side[1] - style.side[0]) * uniform[:, 0].double())
+        style, scale = self.style, self._scale(uniform)
         angle = style.turn * (2 * uniform[:, 1].double() - 1)
         cos, sin = (angle.cos() * scale)[:, None, None], (angle.sin() * scale)[:, None, None]
         x, y = self.ends[kinds].unbind(-1)
@@ -241,8 +248,7 @@ class _Painter:
         corners = ends.flatten(1, 2)
         margin = (ring + radius + 0.5)[:, None]
         low, high = corners.amin(1) - margin, corners.amax(1) + margin                  # (B, 2) about the centre
-        limit = torch.tensor([self.width, self.height], dtype=torch.float64, device=labels.device)
-        centre = -low + (limit - (high - low)).clamp_(min=0) * uniform[:, 3:5]
+        centre = -low + (self.limit - (high - low)).clamp_(min=0) * uniform[:, 3:5]
         distance = _distance(ends + centre[:, None, None], ring, self.x.expand(len(labels), -1),
                              self.y.expand(len(labels), -1))
         return distance, radius[:, None, None]
@@ -250,35 +256,37 @@ class _Painter:
     def _add_pieces(self, canvas: Tensor, base: Tensor, take: _Taker) -> None:
         """Blend pieces of glyphs into ``canvas``, each drawn in a small window only."""
         n, pieces, window = len(canvas), self.style.pieces, self.patch
-        uniform = take(8 * pieces).reshape(n * pieces, 8)
-        kinds = (uniform[:, 3] * self.classes).long()
-        ends, ring, radius = self._frame(kinds, uniform)
-        cut = _CUT[0] + (_CUT[1] - _CUT[0]) * uniform[:, 6].double()
-        scale = self.side / 2 * (self.style.side[0] + (self.style.side[1] - self.style.side[0]) * uniform[:, 0])
-        # The disc sits on a stroke, so that no piece is empty.
-        one = ends[torch.arange(len(kinds), device=kinds.device), (uniform[:, 7] * self.count[kinds]).long()]
-        along = ((uniform[:, 7] * self.count[kinds]) % 1).double()[:, None]
-        on_stroke = one[:, 0] + (one[:, 1] - one[:, 0]) * along
-        turn = 2 * math.pi * along[:, 0]
-        on_stroke = on_stroke + ring[:, None] * torch.stack([turn.cos(), turn.sin()], -1)
-        limit = torch.tensor([self.width, self.height], dtype=torch.float64, device=kinds.device)
-        centre = uniform[:, 4:6] * limit
-        corner = (centre - window / 2).round_().clamp_(min=torch.zeros_like(limit), max=limit - window)
-        x, y = (self.x[:window] + corner[:, :1]).float(), (self.y[:window] + corner[:, 1:]).float()
-        distance = _distance(ends + (centre - on_stroke)[:, None, None], ring, x, y)
-        alpha = (radius[:, None, None] + 0.5 - distance).clamp_(0, 1)
-        reach = ((x - centre[:, :1].float()).square()[:, None, :] + (y - centre[:, 1:].float()).square()[:, :, None])
-        alpha *= reach < (cut * scale).square().float()[:, None, None]
+        alpha, corner = self._pieces(take(8 * pieces).reshape(n * pieces, 8))
         colours = self._colour(base.repeat_interleave(pieces, 0), take(3 * pieces).reshape(n * pieces, 3))
         first = (corner[:, 1] * self.width + corner[:, 0]).long()
-        offset = torch.arange(window, device=kinds.device)
+        offset = torch.arange(window, device=canvas.device)
         index = (first[:, None] + (offset[:, None] * self.width + offset).flatten()).view(n, pieces, 1, -1)
         alpha, colours = alpha.view(n, pieces, 1, -1), colours.view(n, pieces, 3, 1)
         flat = canvas.view(n, 3, -1)
-        for piece in range(pieces):
+        for piece in range(pieces):  # one after another: a later piece covers an earlier one
             where = index[:, piece].expand(-1, 3, -1)
             below = flat.gather(2, where)
             flat.scatter_(2, where, below + (colours[:, piece] - below) * alpha[:, piece])
+
+    def _pieces(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of pieces (N, window, window) and the corner x, y of each window in its image (N, 2)."""
+        kinds = (uniform[:, 3] * self.classes).long()
+        ends, ring, radius = self._frame(kinds, uniform)
+        # The disc that cuts sits on a stroke, so that no piece is empty.
+        place = uniform[:, 7] * self.count[kinds]
+        stroke = ends[torch.arange(len(kinds), device=kinds.device), place.long()]
+        along = (place % 1).double()[:, None]
+        turn = 2 * math.pi * along[:, 0]
+        middle = (stroke[:, 0] + (stroke[:, 1] - stroke[:, 0]) * along
+                  + ring[:, None] * torch.stack([turn.cos(), turn.sin()], -1))
+        centre = uniform[:, 4:6] * self.limit
+        corner = (centre - self.patch / 2).round_().clamp_(min=0).minimum(self.limit - self.patch)
+        x, y = ((line[: self.patch] + corner[:, axis, None]).float() for axis, line in enumerate((self.x, self.y)))
+        distance = _distance(ends + (centre - middle)[:, None, None], ring, x, y)
+        reach = ((x - centre[:, :1].float()).square()[:, None, :] + (y - centre[:, 1:].float()).square()[:, :, None])
+        cut = (_CUT[0] + (_CUT[1] - _CUT[0]) * uniform[:, 6].double()) * self._scale(uniform)
+        inside = reach < cut.square().float()[:, None, None]
+        return (radius[:, None, None] + 0.5 - distance).clamp_(0, 1).mul_(inside), corner
 
 
 class _Taker:
@@ -322,18 +330,19 @@ def _distance(ends: Tensor, ring: Tensor, x: Tensor, y: Tensor) -> Tensor:
     length = half.square().sum(-1).sqrt()
     still = (length == 0)[..., None]  # a point has no direction of its own: any will do
     direction = torch.where(still, torch.tensor([1.0, 0.0], dtype=half.dtype, device=half.device), half)
-    direction = direction / torch.where(still, 1.0, length[..., None])
+    direction = direction / torch.where(still, 1, length[..., None])
     dx, dy = direction.float().unbind(-1)
     u0, v0 = (direction * middle).sum(-1).float(), (direction[..., 0] * middle[..., 1]
                                                     - direction[..., 1] * middle[..., 0]).float()
     length = length.float()
-    nearest: Tensor | None = None
+    squares = []
     for s in range(ends.shape[1]):
         a, b = dx[:, s, None], dy[:, s, None]
         along = (a * x)[:, None, :] + (b * y - u0[:, s, None])[:, :, None]
         along.abs_().sub_(length[:, s, None, None]).clamp_(min=0).square_()
         across = (-b * x)[:, None, :] + (a * y - v0[:, s, None])[:, :, None]
-        along.add_(across.square_())
-        nearest = along if nearest is None else torch.minimum(nearest, along, out=nearest)
-    assert nearest is not None
+        squares.append(along.add_(across.square_()))
+    nearest = squares[0]
+    for square in squares[1:]:
+        nearest = torch.minimum(nearest, square, out=nearest)
     return nearest.sqrt_().sub_(ring.float()[:, None, None]).abs_()
