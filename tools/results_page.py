@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from payattn import recipes, results
 
 PAGE = "book/results.md"
 METRICS = {
-    "pointing": "pointing game, within {tolerance} pixels",
+    "pointing": "pointing game, within {tolerance} px",
     "pointing_exact": "pointing game, exact",
     "pointing_box": "pointing game, in the box",
     "iou": "IoU at the true area",
@@ -141,11 +142,12 @@ def table(name: str, rows: Sequence[str], root: Path) -> str:
         own = groups([run for run in runs if run["recipe"] == recipe.id]) or [[]]
         first = [f"`{recipe.id.rsplit('/', 1)[1]}`", recipe.model, *(published(recipe) if error else [])]
         cells += [first + measured_columns(recipe, group, error) for group in own]
-    notes = dict.fromkeys(" ".join(recipe.note.split()) for recipe in all_recipes if recipe.note)
+    notes = Counter(" ".join(recipe.note.split()) for recipe in all_recipes if recipe.note)
     text = f"## {all_recipes[0].title}\n\nRecipes `{name}/...`.\n\n" + markdown(head, cells) + maps_table(runs)
-    for note in notes:
+    for note, count in notes.most_common():
         which = [f"`{r.id.rsplit('/', 1)[1]}`" for r in all_recipes if " ".join(r.note.split()) == note]
-        text += f"\n- {'All rows' if len(which) == len(rows) else ', '.join(which)}: {note}"
+        usual = "Unless said otherwise: " if 1 < count < len(rows) else ""
+        text += f"\n- {usual or ('' if count == len(rows) else ', '.join(which) + ': ')}{note}"
     return text + machines(runs) + "\n"
 
 
