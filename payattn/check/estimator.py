@@ -246,6 +246,64 @@ QUERY_GRADIENT = Exercise(
 )  # fmt: skip
 
 
+# ----------------------------------------------------------- additive: dL/dg = u * sum_i gamma_i (1 - tanh(l_i + g)^2)
+
+
+def additive_query_gradient(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    """Return dL/dg (N, M) of the additive score from local, query, u (M,) and gamma = dL/dc (N, H, W)."""
+    inner = (local + query[:, :, None, None]).tanh()
+    return weight * ((1 - inner**2) * gamma[:, None]).sum((2, 3))
+
+
+def _additive_gradient_without_slope(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    return weight * (torch.ones_like(local) * gamma[:, None]).sum((2, 3))
+
+
+def _additive_gradient_of_weight(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    return ((local + query[:, :, None, None]).tanh() * gamma[:, None]).sum((2, 3))
+
+
+def _additive_gradient_without_weight(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    return ((1 - (local + query[:, :, None, None]).tanh() ** 2) * gamma[:, None]).sum((2, 3))
+
+
+def _additive_gradient_of_local(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    inner = (local + query[:, :, None, None]).tanh()
+    return weight[:, None, None] * (1 - inner**2) * gamma[:, None]
+
+
+def _additive_gradient_times_local(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    inner = (local + query[:, :, None, None]).tanh()
+    return weight * ((1 - inner**2) * local * gamma[:, None]).sum((2, 3))
+
+
+def _additive_gradient_without_gamma(local: Tensor, query: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    return weight * (1 - (local + query[:, :, None, None]).tanh() ** 2).sum((2, 3))
+
+
+ADDITIVE_GRADIENT = Exercise(
+    [
+        (torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[-0.5]]), torch.tensor([2.0]), torch.tensor([[[0.25, -0.5]]])),
+        (numbers(2, 3, 2, 4), numbers(2, 3, seed=1), numbers(3, seed=2), numbers(2, 2, 4, seed=3)),
+    ],
+    additive_query_gradient,
+    {
+        "no slope": ("The derivative of tanh is missing: 1 - tanh(l + g)^2. Without it this is pc, where gamma sums "
+                     "to 0.", _additive_gradient_without_slope),
+        "of u": ("That is the gradient of u. The query stands inside tanh: dc_i/dg = u (1 - tanh(l_i + g)^2).",
+                 _additive_gradient_of_weight),
+        "no u": ("u is missing: every channel of the query acts through its own entry of u.",
+                 _additive_gradient_without_weight),
+        "of local": ("That is the way through the score to each l_i. One query serves all positions: sum over them.",
+                     _additive_gradient_of_local),
+        "times local": ("There is a factor l_i too much: the query is added to l, not multiplied with it.",
+                        _additive_gradient_times_local),
+        "no gamma": ("gamma is missing: each score has its own effect on the loss.", _additive_gradient_without_gamma),
+    },
+    passed="the slope of tanh differs from position to position, so the sum does not vanish and the query learns.",
+)  # fmt: skip
+
+
 # --------------------------------------------------------------------------------------- temperature and entropy
 
 
@@ -358,14 +416,46 @@ PC_QUERY_GRADIENT = Exercise(
     passed="u times the sum of gamma, which is 0: the query of pc with softmax never learns.",
 )  # fmt: skip
 
+SCORE_SPREAD = Exercise(
+    (),
+    math.sqrt(512),
+    {
+        "variance": ("That is the variance, 512 terms with variance 1 each. Take its root.", 512.0),
+        "one": ("Each term has standard deviation 1, but the score is a sum of 512 of them.", 1.0),
+        "mean": ("That is the spread of the mean of the products. A dot product does not divide.", 1 / math.sqrt(512)),
+        "two": ("Each product has variance 1 times 1, which is 1, not 2.", 32.0),
+    },
+    tolerance=2e-3,
+    passed="about 23: the exponential of such scores puts all weight on one position.",
+)  # fmt: skip
+
+DEAD_PARAMETERS = Exercise(
+    (),
+    4_984_320,
+    {
+        "no norm": ("The BatchNorms are missing: a scale and a shift for each of 512 channels, in both layers.",
+                    4_982_272),
+        "no bias": ("The biases are missing: 512 in each of the two convolutions and in FC-1.", 4_982_784),
+        "one layer": ("One convolution is missing: the branch has two, layers 14 and 15.", 2_623_488),
+        "no linear": ("FC-1 is missing: 512 times 512 weights and 512 biases.", 4_721_664),
+        "weights alone": ("These are the weights alone. Add the biases, and scale and shift of the BatchNorms.",
+                          4_980_736),
+    },
+    tolerance=1e-8,
+    passed="a quarter of the network: 4,984,320 of 19,720,780 parameters of att2 with pc.",
+)  # fmt: skip
+
 EXERCISES = {
     "dp-scores": DP,
     "pc-scores": PC,
     "additive-scores": ADDITIVE,
     "score-gradient": GRADIENT,
     "dp-query-gradient": QUERY_GRADIENT,
+    "additive-query-gradient": ADDITIVE_GRADIENT,
     "softmax-temperature": TEMPERATURE,
     "normalised-entropy": ENTROPY,
     "uniform-entropy": UNIFORM_ENTROPY,
     "pc-query-gradient": PC_QUERY_GRADIENT,
+    "score-spread": SCORE_SPREAD,
+    "dead-parameters": DEAD_PARAMETERS,
 }
