@@ -124,9 +124,10 @@ class Rules:
 
     def outputs(self) -> Iterator[Fault]:
         """Every cell has run, without error and without a word on stderr."""
+        waiting = [i for i, cell in self.code if cell.execution_count is None]
+        if waiting:
+            yield self.fault(0, f"cells that have not been run: {waiting}", "run: make notebooks")
         for i, cell in self.code:
-            if cell.execution_count is None:
-                yield self.fault(i, "the cell has not been run", "run: make notebooks")
             for output in cell.outputs:
                 if output.output_type == "error":
                     yield self.fault(i, f"the output is an error: {output.ename}", "mend the cell, run: make notebooks")
@@ -236,7 +237,8 @@ def ends_well(cell: Any) -> bool:
         last = last.body[-1]
     if isinstance(last, ast.Assert):
         return True
-    return isinstance(last, ast.Expr | ast.Try) and bool(cell.outputs)
+    shows = bool(cell.outputs) or cell.execution_count is None  # what has not run may still show something
+    return isinstance(last, ast.Expr | ast.Try) and shows
 
 
 def typed_numbers(text: str) -> list[str]:

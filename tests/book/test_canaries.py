@@ -101,7 +101,7 @@ BREAKS = {
     "long cells": (long_cells, "the median code cell"),
     "no prose between": (drop("example-words"), "two code cells without prose"),
     "a silent cell": (source("measure", "{t: round", "kept = {t: round"), "ends in none of"),
-    "a cell that was not run": (lambda nb: cell(nb, "measure").update(execution_count=None), "has not been run"),
+    "a cell that was not run": (lambda nb: cell(nb, "measure").update(execution_count=None), "have not been run"),
     "an error": (add_output("measure", output_type="error", ename="E", evalue="", traceback=[]), "is an error"),
     "a warning": (add_output("measure", output_type="stream", name="stderr", text="Warning"), "stderr"),
     "no alt text": (lambda nb: cell(nb, "figure").metadata["mystnb"].pop("image"), "alt text is missing"),
