@@ -556,7 +556,7 @@ def test_impossible_sizes_are_refused(name: str) -> None:
         create(name, width=0.0)
     with pytest.raises(ValueError, match=re.escape("dropout is a factor in [0, 1] on the published rates, got 2")):
         create(name, dropout=2.0)
-    with pytest.raises(ValueError, match="^init is 'papr'; did you mean 'paper'"):
+    with pytest.raises(ValueError, match=r"^init is 'papr'; did you mean 'paper'"):
         create(name, width=TINY, init="papr")
 
 
