@@ -156,9 +156,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"state": rest, "groups": state["param_groups"]}
 
 
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
-) -> None:
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
     """Give an optimiser the state that :func:`pack_optimizer` took from one like it.
 
     Each tensor takes the memory order of its parameter, so that a resumed run does the same arithmetic in the
@@ -197,9 +195,7 @@ def _load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | os.P
     model.load_state_dict(dict(weights))
 
 
-def save_weights(
-    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
-) -> None:
+def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
     """Save the weights of a network, with how to build it when ``models.create`` made it.
 
     Args:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from payattn.data import ImageSet
 
 
+MEASURED_ON = "the test part of a known set, or the whole of an .npz or a folder"
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands.
 
@@ -34,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         add(_command(commands, function))
     listing = _command(commands, recipes)
     listing.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'glyphs/*'")
-    listing.add_argument("--results", default="results", metavar="DIR", help="where runs are recorded")
+    listing.add_argument("--results", metavar="DIR", help="where runs are recorded, when not with the recipes")
     _command(commands, doctor)
     return top
 
@@ -52,7 +55,9 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seed", type=int, default=0)
     seeds.add_argument("--seeds", type=_seeds, metavar="0-4", help="several, as in 0-4 or 0,2,5")
     command.add_argument("--small", action="store_true", help="the form that two CPU cores finish in minutes")
-    _data_arguments(command, "in place of the recipe's data: a name, an .npz or a folder", required=False)
+    command.add_argument("--data", metavar="DATA", help="in place of the recipe's data: a name, an .npz or a folder")
+    command.add_argument("--test", metavar="PATH", help="its test part, when that is a file or folder of its own")
+    command.add_argument("--caveat", default="", metavar="TEXT", help="recorded with the data, as in 'JPEG copy'")
     command.add_argument("--results", default="results", metavar="DIR", help="where to record the run")
     command.add_argument("--checkpoint", default="runs", metavar="DIR", help="where to keep weights and states")
     command.add_argument("--force", action="store_true", help="run again what is recorded, from the start")
@@ -61,25 +66,19 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
 
 def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of train or save_weights")
-    _data_arguments(command, "a name, an .npz or a folder; its test part is used", required=True)
+    command.add_argument("--data", metavar="DATA", required=True, help=MEASURED_ON)
     _machine_arguments(command)
 
 
 def _maps_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of train or save_weights")
     command.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
-    _data_arguments(command, "instead of image files: the first test images of this set", required=False)
-    command.add_argument("--count", type=int, default=8, help="how many of them (default 8)")
+    command.add_argument("--data", metavar="DATA", help=MEASURED_ON)
+    command.add_argument("--count", type=int, default=8, help="how many images of DATA (default 8)")
     command.add_argument("--size", type=int, default=32, help="image files are scaled to this many pixels (32)")
     command.add_argument("--scale", default="each", choices=("each", "shared", "uniform"), help="of the colours")
     command.add_argument("--out", default="maps.png", metavar="PNG")
     _machine_arguments(command)
-
-
-def _data_arguments(command: argparse.ArgumentParser, text: str, required: bool) -> None:
-    command.add_argument("--data", metavar="DATA", required=required, help=text)
-    command.add_argument("--test", metavar="PATH", help="its test part, when that is a file of its own")
-    command.add_argument("--caveat", default="", metavar="TEXT", help="recorded with the data, as in 'JPEG copy'")
 
 
 def _machine_arguments(command: argparse.ArgumentParser) -> None:
@@ -90,10 +89,11 @@ def _machine_arguments(command: argparse.ArgumentParser) -> None:
 def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
             raise argparse.ArgumentTypeError(f"seeds are written 0-4 or 0,2,5, got {text!r}")
-        seeds += range(int(first), int(last or first) + 1)
+        seeds += range(int(first), int(last) + 1)
     return seeds
 
 
@@ -170,7 +170,7 @@ def evaluate(given: argparse.Namespace) -> int:
     from payattn.train import pick_device
 
     model, device = checkpoint.load_model(given.weights), pick_device(given.device)
-    data = _test_set(given, str(device))
+    data = _measured_on(given, str(device))
     model.to(device)
     _report({**measure(model, data), **localisation(model, data)}, results.describe(data))
     return 0
@@ -183,16 +183,24 @@ def _report(final: dict[str, Any], data: dict[str, Any]) -> None:
     for level, score in final.get("levels", {}).items():
         print(f"{level}: points at the object in {score['pointing']:.4f} of images, IoU {score['iou']:.4f}")
     if final.get("levels"):
-        print(f"a random point would in {final['mask_share']:.4f}")
+        print(f"a random point would in {final['chance']:.4f}")
 
 
-def _test_set(given: argparse.Namespace, device: str) -> ImageSet:
-    from dataclasses import replace
-
+def _measured_on(given: argparse.Namespace, device: str) -> ImageSet:
+    """The test part of a known set, or all of the user's own images; their classes must be those of the weights."""
+    from payattn import checkpoint
     from payattn.data import load
 
-    data = load(given.data, device=device, **({"test": given.test} if given.test else {}))[1]
-    return replace(data, caveat=given.caveat) if given.caveat else data
+    path = Path(given.data)
+    whole = path.is_file() or (path.is_dir() and not (path / "train").is_dir())
+    data = load(given.data, device=device, test=given.data if whole else None)[1]
+    trained = checkpoint.read(given.weights)[1].get("data", {}).get("classes", list(data.classes))
+    if trained != list(data.classes):
+        raise ValueError(
+            f"{given.weights} was trained on the classes {', '.join(trained)}; "
+            f"{given.data} has {', '.join(data.classes)}: the same ones are needed, in the same order"
+        )
+    return data
 
 
 def maps(given: argparse.Namespace) -> int:
@@ -210,7 +218,7 @@ def maps(given: argparse.Namespace) -> int:
     model, device = checkpoint.load_model(given.weights), pick_device(given.device)
     model.to(device)
     if given.data:
-        data = _test_set(given, str(device)).subset(slice(0, given.count))
+        data = _measured_on(given, str(device)).subset(slice(0, given.count))
         titles = [data.classes[label] for label in data.labels.tolist()]
     else:
         images = torch.stack([_read_image(path, given.size) for path in given.images])
@@ -351,9 +359,12 @@ def _gpu() -> Findings:
     elif not Path("/proc/driver/nvidia").exists():
         yield None, "no GPU is used: there is no NVIDIA driver on this machine; the quick budget is made for that"
     else:
-        yield None, (
-            f"no GPU is used though a driver is there: it may be too old for CUDA {torch.version.cuda}, "
-            "or CUDA_VISIBLE_DEVICES hides the devices; nvidia-smi says more"
+        yield (
+            None,
+            (
+                f"no GPU is used though a driver is there: it may be too old for CUDA {torch.version.cuda}, "
+                "or CUDA_VISIBLE_DEVICES hides the devices; nvidia-smi says more"
+            ),
         )
 
 
@@ -388,15 +399,14 @@ def _needed() -> Findings:
 
 def _cache() -> Findings:
     try:
-        from payattn import data
-
-        folder = Path(data.cache_dir())
-    except (ImportError, OSError, AttributeError) as error:
-        yield None, f"the cache folder is not known ({error})"
+        from payattn.data.download import cache_folder
+    except (ImportError, OSError):
         return
+    folder = cache_folder()
     near = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     good = near.is_dir() and os.access(near, os.W_OK)
-    yield good, f"cache folder {folder}" + ("" if good else f": no right to write in {near}; set PAYATTN_CACHE")
+    advice = f": no right to write in {near}; choose another folder with the variable PAYATTN_DATA"
+    yield good, f"cache folder {folder}" + ("" if good else advice)
 
 
 def _disk() -> Findings:

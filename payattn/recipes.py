@@ -301,13 +301,11 @@ def run(
     if force and checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
     where = pick_device(device)
-    sets = load(data or recipe.data, device=str(where), **({"test": test} if test else {}), **recipe.data_options)
+    sets = load(data or recipe.data, device=where, test=test, **recipe.data_options)
     train_set, test_set = (replace(s, caveat=caveat) if caveat else s for s in sets)
     model = build(recipe, seed, train_set)
     settings = replace(recipe.settings, seed=seed)
-    history = fit(
-        model, train_set, test_set, settings=settings, device=where, checkpoint=checkpoint, progress=progress
-    )
+    history = fit(model, train_set, test_set, settings=settings, device=where, checkpoint=checkpoint, progress=progress)
     seconds = sum(epoch["seconds"] for epoch in history.epochs)
     images = sum(epoch["seconds"] * epoch["images_per_second"] for epoch in history.epochs)
     dtype = autocast_dtype(settings.amp, where) or torch.float32

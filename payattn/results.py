@@ -38,8 +38,7 @@ KEYS = (
 - ``data``: for ``train`` and ``test`` each ``name``, ``images``, ``size``, ``classes``, ``digest``, ``caveat``.
 - ``settings``: of ``train.Settings``.
 - ``epochs``: of ``train.History``.
-- ``final``: ``loss``, ``accuracy``, ``n`` on the test set; with masks also ``levels``, from level to ``pointing``
-  and ``iou``, and ``mask_share``, the pointing score of chance.
+- ``final``: ``loss``, ``accuracy``, ``n`` on the test set, and with masks what ``recipes.localisation`` returns.
 - ``environment``: device, precision, threads, versions, commit and whether the code differed from it.
 - ``seconds``, ``images_per_second``: of the training alone.
 """
@@ -80,9 +79,7 @@ def write(result: Mapping[str, Any], root: str | os.PathLike[str] = "results", *
     path = path_of(result["recipe"], result["seed"], small=result["small"], root=root)
     _check(result, str(path))
     if path.exists() and not force:
-        raise FileExistsError(
-            f"{path} is recorded already; nothing was changed (force=True, or --force, replaces it)"
-        )
+        raise FileExistsError(f"{path} is recorded already; nothing was changed (force=True, or --force, replaces it)")
     ordered = {key: result[key] for key in KEYS}
     text = json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
@@ -140,11 +137,7 @@ def load_results(
         []
     """
     found = [read(path) for path in sorted((folder() if root is None else Path(root)).glob("*/*/*/*seed*.json"))]
-    fits = [
-        run
-        for run in found
-        if matches(run["recipe"], pattern) and (small is None or run["small"] == small)
-    ]
+    fits = [run for run in found if matches(run["recipe"], pattern) and (small is None or run["small"] == small)]
     return sorted(fits, key=lambda run: (run["recipe"], run["small"], run["seed"]))
 
 

@@ -438,7 +438,7 @@ def _identity(model: nn.Module, train: ImageSet, settings: Settings, loss: Loss 
     name = "cross-entropy" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
     identity = {
         "settings": settings.to_dict(),
-        "data": {"images": len(train), "digest": train.digest()},
+        "data": {"images": len(train), "classes": train.classes, "digest": train.digest()},
         "model": getattr(model, "spec", None),
         "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
         "loss": name,

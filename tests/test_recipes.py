@@ -1,0 +1,297 @@
+"""Recipes: every file of the project is valid and runs in its small form; every fault in a file is named."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from payattn import recipes, results
+from payattn.data import ImageSet
+from payattn.models import list_models
+from payattn.train import learning_rate
+
+EVERY = recipes.list_recipes()
+TINY = """
+title = "tiny"
+[defaults]
+data = "glyphs"
+data_options = { n_train = 48, n_test = 20, size = 16 }
+options = { width = 0.03125, dropout = 0.0 }
+[defaults.settings]
+epochs = 2
+batch_size = 16
+lr = 0.01
+[rows.pc]
+model = "vgg-att2-concat-pc"
+[rows.control]
+model = "vgg-att-control"
+published = { error = 7.5, tag = "recall-hi" }
+[small]
+data_options = { n_train = 32 }
+[small.settings]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of recipes with one tiny table, in the place of the project's own."""
+    (tmp_path / "recipes" / "paper").mkdir(parents=True)
+    (tmp_path / "recipes" / "paper" / "tiny.toml").write_text(TINY)
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path / "recipes")
+    return tmp_path
+
+
+def broken(tmp_path: Path, old: str, new: str) -> Path:
+    assert old in TINY
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "tiny.toml").write_text(TINY.replace(old, new))
+    return tmp_path
+
+
+# --- the project's own
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_is_complete_and_its_small_form_builds_its_network(name: str) -> None:
+    full = recipes.get(name)
+    forms = [full]
+    try:
+        forms.append(recipes.get(name, small=True))
+    except ValueError as error:
+        assert "no small form" in str(error)  # noqa: PT017
+    data = ImageSet(torch.arange(256).byte().repeat(2 * 3 * 4).view(2, 3, 32, 32), torch.tensor([0, 1]), ("a", "b"))
+    model = recipes.build(forms[-1], 0, data)
+    assert model(data.images).shape == (2, 2)
+    assert sum(p.numel() for p in model.parameters()) < 1.5e6, "too large for a CPU"
+    assert full.title
+    assert all(math.isfinite(learning_rate(f.settings, f.settings.epochs, 0, 10)) for f in forms)
+
+
+def test_the_cifar_tables_hold_the_papers_recipe_and_numbers() -> None:
+    recipe = recipes.get("cifar10/vgg-att2-concat-pc")
+    s = recipe.settings
+    assert (s.lr, s.momentum, s.dampening, s.weight_decay, s.batch_size) == (1.0, 0.9, 0.9, 5e-4, 128)
+    assert (s.epochs, s.schedule, s.lr_decay, s.drop_last) == (300, "step-halving", 1e-7, True)
+    assert s.augment is not None
+    assert s.augment.flip == "half"
+    assert recipe.options == {}
+    assert recipe.published == {"error": 5.23, "tag": "recall-hi", "confirmed": "peer: blog", "logged": 5.42}
+    expected = {
+        "vgg": (7.77, 30.62), "vgg-gap": (9.87, 31.77), "vgg-att-dp": (6.14, 24.22), "vgg-att-pc": (5.67, 23.70),
+        "vgg-att2-indep-dp": (5.91, 23.24), "vgg-att2-concat-dp": (5.86, 23.91), "vgg-att2-indep-pc": (5.36, 24.00),
+        "vgg-att2-concat-pc": (5.23, 23.19), "vgg-att3-concat-pc": (6.34, 22.97),
+    }  # fmt: skip
+    for column, table in enumerate(("cifar10", "cifar100")):
+        rows = [recipes.get(name) for name in recipes.list_recipes(f"{table}/*")]
+        errors = {r.id.split("/")[-1]: r.published["error"] for r in rows if r.published}
+        assert errors == {name: pair[column] for name, pair in expected.items()}
+        assert all(r.id.split("/")[-1] == r.model for r in rows)
+
+
+def test_no_published_number_comes_from_a_vague_memory() -> None:
+    tags = {recipes.get(name).published.get("tag") for name in EVERY}
+    assert tags == {None, "recall-hi", "recall-med"}
+    assert "lo" not in "".join(recipes.TAGS).replace("recall-", "")
+
+
+@pytest.mark.parametrize("table", ["glyphs", "cifar10-narrow"])
+def test_the_rows_of_our_own_tables_spend_one_budget(table: str) -> None:
+    rows = [recipes.get(name) for name in recipes.list_recipes(f"{table}/*")]
+    models = {"vgg-att-control", "vgg-gap", "vgg-att2-concat-pc", "vgg-att2-concat-dp"}
+    assert models <= {r.model for r in rows}
+    spent = [(r.data, r.data_options, r.options["width"], replace(r.settings, lr=1.0)) for r in rows]
+    assert all(one == spent[0] for one in spent)
+    assert not any(r.published for r in rows)
+
+
+# --- finding and reading
+
+
+def test_names_may_be_shortened_and_patterns_find_rows(tiny: Path) -> None:
+    assert recipes.list_recipes() == ["paper/tiny/pc", "paper/tiny/control"]
+    assert recipes.list_recipes("tiny/p*") == ["paper/tiny/pc"]
+    assert recipes.get("pc") == recipes.get("tiny/pc") == recipes.get("paper/tiny/pc")
+    with pytest.raises(ValueError, match=r"no recipe 'tiny/pcc'; did you mean 'paper/tiny/pc'\?"):
+        recipes.get("tiny/pcc")
+    (tiny / "recipes" / "paper" / "other.toml").write_text(TINY)
+    with pytest.raises(ValueError, match="'pc' may be 'paper/other/pc' or 'paper/tiny/pc'"):
+        recipes.get("pc")
+
+
+def test_a_row_goes_over_the_defaults_and_the_small_form_over_both(tiny: Path) -> None:
+    full, small = recipes.get("tiny/pc"), recipes.get("tiny/pc", small=True)
+    assert (full.settings.epochs, small.settings.epochs) == (2, 1)
+    assert small.settings.batch_size == 16
+    assert small.data_options == {"n_train": 32, "n_test": 20, "size": 16}
+    assert recipes.get("tiny/control").published == {"error": 7.5, "tag": "recall-hi"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", r"tiny\.toml: \[rows\.pc\]: setting is 'epoch'; did you mean 'epochs'"),
+        ("lr = 0.01", "lr = -1", r"\[rows\.pc\]: lr must be a number from 0"),
+        ("[defaults]", "[default]", r"key is 'default'; did you mean 'defaults'"),
+        ("options = { width", "option = { width", r"\[defaults\] key is 'option'; did you mean 'options'"),
+        ("{ width", "{ widht", r"no option 'widht'; did you mean 'width'"),
+        ("n_test = 20", "ntest = 20", r"data option is 'ntest'; did you mean 'n_test'"),
+        ('model = "vgg-att2-concat-pc"', 'model = "vgg-att2-pc"', r"model is 'vgg-att2-pc'; did you mean"),
+        ('model = "vgg-att2-concat-pc"', "", r"\[rows\.pc\] has no model, nor have the defaults"),
+        ('title = "tiny"', "", r"tiny\.toml has no title"),
+        ("[rows.pc]", "[rows.pc", r"tiny\.toml is not TOML"),
+    ],
+)
+def test_a_fault_in_a_file_is_named_with_file_row_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    root = broken(tmp_path, old, new)
+    with pytest.raises(ValueError, match=message):
+        recipes.get("paper/tiny/pc", root=root)
+
+
+@pytest.mark.parametrize(
+    "published", ["{ error = 1.0 }", '{ error = 1.0, tag = "recall-lo" }', '{ eror = 1, tag = "code" }']
+)
+def test_a_published_number_needs_a_good_source(tmp_path: Path, published: str) -> None:
+    root = broken(tmp_path, '{ error = 7.5, tag = "recall-hi" }', published)
+    with pytest.raises(ValueError, match="published"):
+        recipes.get("paper/tiny/control", root=root)
+
+
+def test_budget() -> None:
+    assert recipes.budget("quick") == "quick"
+    assert recipes.budget() == ("gpu" if torch.cuda.is_available() else "quick")
+    with pytest.raises(ValueError, match="did you mean 'quick'"):
+        recipes.budget("quik")
+
+
+def test_the_same_seed_builds_the_same_network_and_leaves_the_callers_numbers() -> None:
+    data = ImageSet(torch.zeros(2, 3, 32, 32).byte() + 7, torch.tensor([0, 1]), ("a", "b"))
+    recipe = recipes.get("glyphs/pc")
+    torch.manual_seed(1)
+    first = recipes.build(recipe, 0, data).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)
+    again, other = recipes.build(recipe, 0, data).state_dict(), recipes.build(recipe, 1, data).state_dict()
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+# --- running
+
+
+def test_a_run_is_recorded_in_full_and_never_overwritten(tiny: Path) -> None:
+    recipe, root = recipes.get("tiny/pc"), tiny / "results"
+    choices = {"results_root": root, "device": "cpu", "progress": False}
+    made = recipes.run(recipe, 3, caveat="tiny", **choices)
+    path = root / "paper" / "tiny" / "pc" / "seed3.json"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(made))
+    assert tuple(made) == results.KEYS
+    assert made["settings"]["seed"] == 3
+    assert made["data"]["test"]["caveat"] == "tiny"
+    assert made["data"]["train"]["images"] == 48
+    assert set(made["final"]["levels"]) == {"layer10", "layer13"}
+    assert 0 < made["final"]["mask_share"] < 1
+    assert made["final"]["accuracy"] == made["epochs"][-1]["test_accuracy"]
+    assert made["model"]["name"] in list_models()
+    assert str(tiny) not in path.read_text(), "a path of this machine is recorded"
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="--force"):
+        recipes.run(recipe, 3, **choices)
+    assert path.read_bytes() == before
+    again = recipes.run(recipe, 3, **choices, force=True)
+    assert again["final"] == made["final"]
+    assert again["data"]["test"]["caveat"] == ""
+
+
+def test_a_run_continues_from_its_checkpoint_unless_forced(tiny: Path) -> None:
+    recipe, file = recipes.get("tiny/control"), tiny / "a.safetensors"
+    choices = {"results_root": None, "checkpoint": file, "device": "cpu", "progress": False}
+    first = recipes.run(recipe, 0, **choices)
+    again = recipes.run(recipe, 0, **choices)
+    assert again["epochs"] == first["epochs"], "times too, since nothing was trained anew"
+    changed = replace(recipe, settings=replace(recipe.settings, lr=0.02))
+    with pytest.raises(ValueError, match=r"lr was 0.01 and is now 0.02"):
+        recipes.run(changed, 0, **choices)
+    assert recipes.run(changed, 0, **choices, force=True)["settings"]["lr"] == 0.02
+    assert first["final"].get("levels") == {}
+
+
+def test_localisation_leaves_out_images_without_an_object() -> None:
+    class Corner(torch.nn.Module):
+        def forward(self, images: torch.Tensor, return_maps: bool = False):
+            maps = torch.zeros(len(images), 2, 2)
+            maps[:, 0, 0] = 1
+            return images.float().mean((2, 3)), {"one": maps}
+
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :2, :2] = True
+    masks[1, 3, 3] = True
+    data = ImageSet(torch.zeros(3, 3, 4, 4).byte(), torch.zeros(3).long(), ("a",), masks)
+    scores = recipes.localisation(Corner(), data)
+    assert scores["levels"]["one"]["pointing"] == 0.5
+    assert scores["levels"]["one"]["iou"] == 0.5
+    assert scores["levels"]["one"]["entropy"] == 0.0
+    assert scores["mask_share"] == pytest.approx((4 + 1) / 32)
+    assert recipes.localisation(Corner(), replace(data, masks=None)) == {}
+
+
+# --- results
+
+
+def result(recipe: str = "p/t/r", seed: int = 0, accuracy: float = 0.5, **changes: object) -> dict:
+    known = {"schema": 1, "recipe": recipe, "small": False, "seed": seed, "final": {"accuracy": accuracy}}
+    return dict.fromkeys(results.KEYS) | known | changes
+
+
+def test_results_are_found_by_recipe_and_ordered_by_seed(tmp_path: Path) -> None:
+    for seed in (10, 2, 0):
+        results.write(result(seed=seed, accuracy=seed / 10), tmp_path)
+    results.write(result("p/t/other"), tmp_path)
+    results.write(result(small=True, seed=1), tmp_path)
+    assert [run["seed"] for run in results.load_results("t/r", tmp_path, small=False)] == [0, 2, 10]
+    assert len(results.load_results(root=tmp_path)) == 5
+    assert [run["seed"] for run in results.load_results("r", tmp_path, small=True)] == [1]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_summary_by_hand() -> None:
+    got = results.summary([result(accuracy=a) for a in (0.25, 0.5, 1.0)])
+    assert got["mean"] == pytest.approx(7 / 12)
+    assert got["sd"] == pytest.approx(math.sqrt(((1 / 3) ** 2 + (1 / 12) ** 2 + (5 / 12) ** 2) / 2))
+    assert (got["min"], got["max"], got["n"], got["values"]) == (0.25, 1.0, 3, [0.25, 0.5, 1.0])
+    assert results.summary([result()])["sd"] is None
+    with pytest.raises(ValueError, match="no run"):
+        results.summary([])
+    with pytest.raises(ValueError, match=r"has no 'final.acuracy': at 'acuracy' there is accuracy"):
+        results.summary([result()], "final.acuracy")
+
+
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing \['epochs'\], unknown \['epoch'\]"):
+        results.write({("epoch" if key == "epochs" else key): value for key, value in result().items()}, tmp_path)
+    with pytest.raises(ValueError, match="Out of range float"):
+        results.write(result(accuracy=float("nan")), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+    path = results.write(result(), tmp_path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ValueError, match=r"seed0\.json is not JSON"):
+        results.load_results(root=tmp_path)
+    path.write_text(json.dumps(result(schema=2)))
+    with pytest.raises(ValueError, match=r"seed0\.json has schema 2, this version reads 1"):
+        results.load_results(root=tmp_path)
+
+
+def test_every_recorded_run_of_the_project_is_valid_and_belongs_to_a_recipe() -> None:
+    root = Path(__file__).parent.parent / "results"
+    for run in results.load_results(root=root):
+        assert run["recipe"] in EVERY
+        assert len(run["epochs"]) == run["settings"]["epochs"]
+        if not run["small"]:
+            now = replace(recipes.get(run["recipe"]).settings, seed=run["seed"]).to_dict()
+            assert run["settings"] == now, f"{run['recipe']} was changed after it was run"
