@@ -60,10 +60,10 @@ def read_npz(path: Path, size: Size = None) -> ImageSet:
     want = "make it anew with numpy.savez(path, images=..., labels=..., classes=...)"
     arrays: dict[str, np.ndarray] = {}
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise fault(path, "is a single array, not an .npz archive", want)
-        with archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise fault(path, "is a single array, not an .npz archive", want)
             names = set(archive.files)
             missing = {"images", "labels"} - names
             if missing:
@@ -288,7 +288,9 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     """Elements of a MATLAB 5 file: a tag of type and length, then the bytes, padded to a multiple of eight."""
     at = 0
-    while at + 8 <= len(data):
+    while at < len(data):
+        if at + 8 > len(data):
+            raise ValueError("it ends in the middle of a tag")
         kind, length = struct.unpack_from(order + "II", data, at)
         if kind >> 16:  # a small element: length, type and up to four bytes in one word of eight
             kind, length, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
