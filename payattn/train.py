@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from payattn import checkpoint as files
-from payattn.attention import choose
+from payattn.attention import choose, promote
 from payattn.data import Augment, ImageSet, batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -346,7 +346,7 @@ def _train_epoch(
             images = images.to(memory_format=torch.channels_last)
         with torch.autocast(run.device.type, dtype, enabled=dtype is not None):
             logits = model(images)
-        loss = criterion(logits.float(), labels)
+        loss = criterion(promote(logits), labels)
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         run.scaler.step(run.optimizer)
@@ -642,7 +642,7 @@ def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[st
     with _evaluating(model):
         _check_logits(model(data.images[:1].to(device)), data)
         for images, labels in batches(data, batch_size):
-            logits, labels = model(images.to(device)).float(), labels.to(device)
+            logits, labels = promote(model(images.to(device))), labels.to(device)
             loss += F.cross_entropy(logits, labels, reduction="sum").double()
             hits += (logits.argmax(1) == labels).sum()
     return {"loss": loss.item() / len(data), "accuracy": hits.item() / len(data), "n": len(data)}

@@ -368,6 +368,22 @@ def test_a_bar_goes_to_standard_error_and_silence_is_silent(capsys: pytest.Captu
     assert "12/12" in capsys.readouterr().err
 
 
+def test_a_network_in_double_precision_stays_there() -> None:
+    class Double(Net):
+        def forward(self, images: torch.Tensor, return_maps: bool = False):
+            return self.head(self.body(images.double() / 255).mean(3).flatten(1))
+
+    kinds: list[torch.dtype] = []
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        kinds.append(logits.dtype)
+        return nn.functional.cross_entropy(logits, labels)
+
+    fit(Double().double(), stripes(16), loss=loss, **SMALL | {"epochs": 1}, amp="off")
+    fit(Net(), stripes(16), loss=loss, **SMALL | {"epochs": 1}, amp="bf16")
+    assert kinds == [torch.float64, torch.float32]
+
+
 # --- what goes wrong, and what is said
 
 
