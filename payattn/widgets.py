@@ -64,7 +64,7 @@ def frames(
     slider, as everywhere.
 
     Args:
-        figures: two or more Matplotlib figures of the same size.
+        figures: two or more Matplotlib figures of the same width.
         labels: what each picture shows, short: it stands beside the slider ("temperature 0.5").
         alts: what is seen in each picture, in 40 characters or more, for readers who do not see it.
         description: what the slider changes ("temperature of the softmax").
@@ -75,7 +75,7 @@ def frames(
 
     Raises:
         ValueError: for fewer than two figures, labels or alts that are not as many or repeat, an alt that is too
-            short, figures of different sizes, or more than 350 KB in all.
+            short, figures of different widths, or more than 350 KB in all.
 
     >>> from payattn import plot
     >>> figures = [plot.cells([[0.0, c]]) for c in (0.0, 1.0)]
@@ -88,14 +88,15 @@ def frames(
     _check_frames(figures, labels, alts, description)
     pictures = [Figure.png(figure, dpi, bits=5) for figure in figures]
     sizes = [struct.unpack(">II", picture[16:24]) for picture in pictures]  # width and height in a PNG's header
-    if len(set(sizes)) > 1:
-        raise ValueError(f"figures: sizes in pixels are {sizes}; the page would jump, so draw all in one size")
-    name, (width, height) = _identity("frames", pictures, labels, alts, description), sizes[0]
+    width, tallest = sizes[0][0], max(height for _, height in sizes)
+    if any(other != width for other, _ in sizes):
+        raise ValueError(f"figures: sizes in pixels are {sizes}; draw all in one width")
+    name = _identity("frames", pictures, labels, alts, description)
     images = "\n".join(
         f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}" alt="{html.escape(alt.strip())}" '
         f'data-label="{html.escape(label)}" width="{width}" height="{height}" style="display:'
         f'{"none" if i else "block"};width:100%;height:auto;margin:0;background:#fff">'
-        for i, (picture, label, alt) in enumerate(zip(pictures, labels, alts, strict=True))
+        for i, (picture, label, alt, (_, height)) in enumerate(zip(pictures, labels, alts, sizes, strict=True))
     )
     first, title = html.escape(labels[0]), html.escape(description)
     code = (
@@ -105,7 +106,8 @@ def frames(
         f'<input type="range" min="0" max="{len(pictures) - 1}" step="1" value="0" autocomplete="off" '
         f'aria-label="{title}" aria-valuetext="{first}" oninput="{html.escape(_MOVE)}" '
         'style="display:block;width:100%;min-width:0;height:2em;margin:.2em 0 0"></label>\n'
-        f"{images}\n</figure>"
+        # the box of the tallest picture: the page below does not jump when the slider moves
+        f'<div style="aspect-ratio:{width}/{tallest};background:#fff">\n{images}\n</div>\n</figure>'
     )
     if len(code) > MAX_BYTES:
         raise ValueError(

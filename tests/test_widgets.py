@@ -74,6 +74,14 @@ def test_texts_are_escaped() -> None:
     assert 'alt="a &lt; b &amp; &quot;c&quot;"' in page.html
 
 
+def test_frames_of_different_height_keep_the_page_below_in_its_place() -> None:
+    pictures = [plot.cells([[0.0, 1.0]]), plot.cells([[0.0, 1.0], [2.0, 3.0]])]
+    page = widgets.frames(pictures, ["one row", "two rows"], ALTS[:2], "rows")
+    sizes = [tuple(map(int, size)) for size in re.findall(r'width="(\d+)" height="(\d+)"', page.html)]
+    assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
+    assert f"aspect-ratio:{sizes[1][0]}/{sizes[1][1]}" in page.html
+
+
 def test_eight_frames_of_curves_stay_under_150_kilobytes() -> None:
     seeds = [[{"epoch": e, "loss": 1 / e + s / 50} for e in range(1, 20)] for s in range(3)]
     eight = [plot.curves({"dp": seeds[: 1 + k % 3], "pc": seeds}, "loss", xlabel=f"epoch {k}") for k in range(8)]
