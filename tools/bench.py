@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -140,8 +140,8 @@ def our_epoch(model: nn.Module, data: ImageSet, device: torch.device) -> Callabl
     return work
 
 
-def measure(device: torch.device, turns: int, images: int, width: float, workers: int) -> list[dict[str, Any]]:
-    """All pairs."""
+def measure(device: torch.device, turns: int, images: int, width: float, workers: int) -> Iterator[dict[str, Any]]:
+    """All pairs, one after the other."""
     data = glyphs(images, seed=0).to(device)
     model = create(NETWORK, 10, width=width)
     first, labels = data.images[:BATCH], data.labels[:BATCH]
@@ -149,15 +149,13 @@ def measure(device: torch.device, turns: int, images: int, width: float, workers
     generator = torch.Generator(device).manual_seed(0)
     augment = Augment(flip="random", pad=4)
     loader = DataLoader(OneByOne(data, True), BATCH, shuffle=True, num_workers=workers, drop_last=True)
-    found = [
-        pair("training step", stepper(model, first, labels, steps, True), stepper(model, first, labels, steps, False),
-             device, turns),
-        pair("input, flip and crop", reader(lambda: batches(data, BATCH, generator=generator, augment=augment), device),
-             reader(lambda: loader, device), device, turns),
-        pair("one epoch", our_epoch(model, data, device), plain_epoch(model, data, device, workers), device, turns),
-    ]  # fmt: skip
+    ours, plain = (stepper(model, first, labels, steps, fast) for fast in (True, False))
+    yield pair("training step", ours, plain, device, turns)
+    ours = reader(lambda: batches(data, BATCH, generator=generator, augment=augment), device)
+    yield pair("input, flip and crop", ours, reader(lambda: loader, device), device, turns)
+    yield pair("one epoch", our_epoch(model, data, device), plain_epoch(model, data, device, workers), device, turns)
     speed = [clock(lambda: len(glyphs(images, seed=1, device=str(device))), device) for _ in range(turns)]
-    return [*found, {"what": "glyphs drawn", "ours": statistics.median(speed)}]
+    yield {"what": "glyphs drawn", "ours": statistics.median(speed)}
 
 
 def main() -> int:
@@ -173,16 +171,17 @@ def main() -> int:
     device = pick_device(options.device)
     gpu = device.type == "cuda"
     width = options.width or (1.0 if gpu else 0.125)
-    rows = measure(device, options.turns, options.images or (20_000 if gpu else 2_000), width, options.workers)
     name = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}; torch {torch.__version__}; {NETWORK} at width {width:g}, batch {BATCH}; "
           f"plain DataLoader with {options.workers} workers; medians of {options.turns} turns\n")  # fmt: skip
     print(f"{'images per second':22}{'payattn':>12}{'plain':>12}{'ratio':>8}   range")
-    for row in rows:
+    rows = []
+    for row in measure(device, options.turns, options.images or (20_000 if gpu else 2_000), width, options.workers):
+        rows.append(row)
         text = f"{row['what']:22}{row['ours']:12,.0f}"
         if "plain" in row:
             text += f"{row['plain']:12,.0f}{row['ratio']:8.2f}   {row['from']:.2f} to {row['to']:.2f}"
-        print(text)
+        print(text, flush=True)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump({"device": name, "torch": torch.__version__, "width": width, "rows": rows}, file, indent=1)
