@@ -131,19 +131,34 @@ def test_golden_08_levels_are_named_as_in_the_paper() -> None:
     assert levels["vgg-att3-concat-additive"] == ("layer7", "layer10", "layer13")
 
 
-@pytest.mark.parametrize(("name", "side"), [("vgg", 1), ("vgg-gap", 8), ("vgg-att-control", 1)])
-def test_golden_08_the_networks_without_attention_end_in_the_stated_map(name: str, side: int) -> None:
-    sides = []
+SIDES = {  # of the map that each of the layers 1, 2, ... gives for 32 px: table 3.1 of the specification
+    "vgg": [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2],
+    "vgg-gap": [32, 32, 32, 32, 32, 32, 32, 16, 16, 16, 8, 8, 8],
+    "vgg-att-control": [32, 32, 32, 32, 32, 32, 32, 16, 16, 16, 8, 8, 8, 4, 2],
+    "vgg-att3-concat-pc": [32, 32, 32, 32, 32, 32, 32, 16, 16, 16, 8, 8, 8, 4, 2],
+}
+MULTIPLY_ADDS = {"vgg": 313e6, "vgg-gap": 3.739e9, "vgg-att-control": 3.786e9, "vgg-att3-concat-pc": 3.786e9}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_golden_08_layers_give_maps_of_the_stated_sizes_at_the_stated_cost(name: str) -> None:
+    sides: list[int] = []
+    cost = 0
+
+    def record(module: nn.Module, inputs: Any, out: Tensor) -> None:
+        nonlocal cost
+        assert isinstance(module, nn.Conv2d)
+        sides.append(out.shape[-1])
+        cost += out[0, 0].numel() * module.weight.numel()
+
     with torch.device("meta"):
-        model: Any = create(name, 10)
-        last = 15 if name == "vgg-att-control" else 13
-        hook = model.trunk.get_submodule(f"layer{last}").register_forward_hook(
-            lambda m, i, out: sides.append(out.shape)
-        )
-        model(torch.empty(2, 3, 32, 32))
-        hook.remove()
-    before_pool = side if name == "vgg-gap" else 2 * side  # the other two still pool once
-    assert sides == [torch.Size([2, 512, before_pool, before_pool])]
+        model = create(name, 10)
+        for module in model.get_submodule("trunk").modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(record)
+        model.eval()(torch.empty(1, 3, 32, 32))
+    assert sides == SIDES[name]
+    assert cost == pytest.approx(MULTIPLY_ADDS[name], rel=2e-3)
 
 
 def test_taps_lie_before_the_pool_or_after_it() -> None:
