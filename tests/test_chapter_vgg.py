@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from payattn.attention import dot_product_scores
 from payattn.check.vgg import multiply_adds, pc_parameters, receptive_field
 from payattn.models import ConvBlock, create
 from payattn.widgets import table
@@ -89,3 +90,17 @@ def test_a_table_is_html_and_text_and_refuses_rows_that_do_not_fit() -> None:
     for rows, caption in (([], "None."), ([{"a": 1}, {"b": 2}], "Keys."), ([{"a": 1}], " ")):
         with pytest.raises(ValueError, match="expected"):
             table(rows, caption)
+
+
+def test_one_step_on_the_query_moves_unscaled_scores_by_the_length_times_more() -> None:
+    torch.manual_seed(0)
+    local, gamma = torch.randn(2, 9, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    change = {}
+    for scaled in (False, True):
+        query = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
+        before = dot_product_scores(local, query, scaled)
+        (gradient,) = torch.autograd.grad((gamma * before).sum(), query)
+        change[scaled] = dot_product_scores(local, query - 0.1 * gradient, scaled) - before
+    between = torch.einsum("nmhw,nmyx->nhwyx", local, local)
+    torch.testing.assert_close(change[False], -0.1 * torch.einsum("nhw,nhwyx->nyx", gamma, between))
+    torch.testing.assert_close(change[True], change[False] / 9)
