@@ -125,6 +125,44 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
     return flat.gather(1, points)[:, 0]
 
 
+def peak_distance(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""How far the highest point of each map lies from the middle of the object's bounding box.
+
+    .. math:: d = \lVert p - q \rVert, \quad p = \arg\max_i a_i
+
+    with q the middle of the box, both as (row, column) in pixels.  A fixed point can win the pointing game where the
+    objects are large; it cannot follow them.
+
+    Args:
+        maps: (N, h, w), any scale.
+        masks: (N, H, W), true on the object.
+
+    Returns:
+        float (N,), in pixels of the mask.
+
+    Raises:
+        ValueError: shapes that do not fit, or an empty mask.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False, False, False]] * 3])
+        >>> peak_distance(torch.eye(4)[None, 3:], masks)          # the middle of the box is row 1, column 0
+        tensor([3.1623])
+    """
+    values, _ = _enlarged(maps, masks)
+    height, width = masks.shape[1:]
+    highest = _upsample(values, (height, width)).argmax(1)
+    box = boxes(masks)
+    down = torch.div(highest, width, rounding_mode="floor") - _middle(box.any(2))
+    across = highest % width - _middle(box.any(1))
+    return torch.hypot(down, across)
+
+
+def _middle(marked: Tensor) -> Tensor:
+    """The mean place of the true entries of each row."""
+    places = torch.arange(marked.shape[1], device=marked.device)
+    return (marked * places).sum(1) / marked.sum(1)
+
+
 def iou_at_true_area(maps: Tensor, masks: Tensor) -> Tensor:
     r"""Intersection over union of the mask and the k highest pixels of the map, k the number of pixels of the mask.
 

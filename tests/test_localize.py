@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payattn.localize import boxes, iou_at_true_area, pointing_game, widen
+from payattn.localize import boxes, iou_at_true_area, peak_distance, pointing_game, widen
 
 
 def box(*rows: str) -> torch.Tensor:
@@ -108,3 +108,23 @@ def test_boxes_reach_from_the_first_to_the_last_row_and_column(seed: int) -> Non
 def test_boxes_of_one_mask_without_a_batch_say_how_to_ask() -> None:
     with pytest.raises(ValueError, match=r"masks\[None\]"):
         boxes(torch.ones(3, 3, dtype=torch.bool))
+
+
+def test_the_distance_runs_from_the_highest_point_to_the_middle_of_the_box() -> None:
+    ring = box(".......", ".###...", ".#.#...", ".###...")  # its middle is row 2, column 2
+    maps = torch.zeros(3, 4, 7)
+    maps[0, 2, 2] = maps[1, 2, 5] = maps[2, 0, 6] = 1.0
+    assert peak_distance(maps, ring.expand(3, -1, -1)).tolist() == pytest.approx([0, 3, 20**0.5])
+
+
+@given(seed=st.integers(0, 999))
+def test_the_distance_is_that_of_the_extremes_of_the_mask(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps, masks = torch.rand(3, 5, 6, generator=generator), torch.rand(3, 5, 6, generator=generator) < 0.2
+    masks[:, 1, 1] = True
+    for i, mask in enumerate(masks):
+        y, x = divmod(int(maps[i].argmax()), 6)
+        rows, columns = mask.nonzero().T
+        middle = ((rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2)
+        expected = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2).sqrt().item()
+        assert peak_distance(maps, masks)[i].item() == pytest.approx(expected, abs=1e-5)
