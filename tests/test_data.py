@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import pickle
@@ -474,8 +475,6 @@ def remote(server, *paths, content=CONTENT, name="set.bin"):
 
 
 def md5(content):
-    import hashlib
-
     return hashlib.md5(content).hexdigest()
 
 
