@@ -22,7 +22,7 @@ def main() -> None:
     shown = test.subset(slice(0, 8))
     _, maps = net(shown.images, return_maps=True)
     names = [test.classes[label] for label in shown.labels]
-    pa.plot.overlay(shown.images, maps, masks=shown.masks, columns=names).savefig(TARGET, dpi=130)
+    pa.plot.overlay(shown.images, maps, masks=shown.masks, columns=names).savefig(TARGET, dpi=110)
     print(f"wrote {TARGET.relative_to(ROOT)}: {TARGET.stat().st_size / 1000:.0f} KB")
 
 
