@@ -54,7 +54,7 @@ class Figure(figure.Figure):
     always does.  The bytes depend on the figure alone, so a notebook that is run again does not change.
     """
 
-    def png(self, dpi: float = DPI, bits: int = 6) -> bytes:
+    def png(self, dpi: float = DPI, bits: int = 5) -> bytes:
         """Return the figure as a small PNG file.
 
         Drawings have few colours and take a palette of 256. Pictures with more colours keep ``bits`` bits in each

@@ -86,7 +86,7 @@ def frames(
       c = 1: Two cells, the left with zero, the right with one.
     """
     _check_frames(figures, labels, alts, description)
-    pictures = [Figure.png(figure, dpi, bits=5) for figure in figures]
+    pictures = [Figure.png(figure, dpi) for figure in figures]
     sizes = [struct.unpack(">II", picture[16:24]) for picture in pictures]  # width and height in a PNG's header
     width, tallest = sizes[0][0], max(height for _, height in sizes)
     if any(other != width for other, _ in sizes):
