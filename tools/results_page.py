@@ -34,7 +34,7 @@ HEAD = """\
 
 Every row below is a recipe: a named, complete configuration. A *published* number is the paper's, a *logged* one
 stands in the authors' own training log, and a *measured* one was trained with this package. It is given with mean,
-standard deviation and number of seeds, and with all that makes it differ from the published setting. A row that
+standard deviation, range and number of seeds, and with all that makes it differ from the published setting. A row that
 nobody has run yet says so. To run one, and to have its result appear here:
 
 ```sh
@@ -93,8 +93,10 @@ def measured_columns(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]], err
     """The columns that come from runs."""
     if not runs:
         return ["no run yet", "", ""]
-    accuracy = percent(results.summary(runs, "final.accuracy"), error)
-    return [f"**{accuracy}**", str(len(runs)), setting(recipe, runs[0])]
+    found = results.summary(runs, "final.accuracy")
+    ends = sorted(100 * (1 - found[end] if error else found[end]) for end in ("min", "max"))
+    spread = f" ({ends[0]:.1f} to {ends[1]:.1f})" if len(runs) > 1 else ""
+    return [f"**{percent(found, error)}**{spread}", str(len(runs)), setting(recipe, runs[0])]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
