@@ -236,6 +236,7 @@ def overlay(
     columns: Sequence[str] | None = None,
     scale: str | tuple[float, float] = "each",
     upsample: str = "bilinear",
+    backdrop: bool = True,
 ) -> Figure:
     r"""Draw attention maps over their images: the images in the first row, then one row per level.
 
@@ -251,6 +252,8 @@ def overlay(
             "uniform" (as shared, in units of 1/n with n = h w, so that 1 is uniform attention at every level), or
             (low, high) for a fixed scale.
         upsample: "bilinear" (``align_corners=False``) or "nearest", which shows the true cells.
+        backdrop: let the grey image show through the maps; without it their colours are those of the colour bar, and
+            the file is much smaller.
 
     Returns:
         The figure.
@@ -282,8 +285,10 @@ def overlay(
         _picture(axes, pictures[i].permute(1, 2, 0), outlines, i)
         for row, (level, values) in enumerate(levels.items(), start=1):
             axes = fig.add_subplot(spots[row, i])
-            _picture(axes, pictures[i].mean(0) * 0.8 + 0.1, outlines, i, cmap="gray", vmin=0, vmax=1)
-            _heat(axes, _enlarge(values[i], (height, width), upsample), limits or _range(values[i]))
+            grey = pictures[i].mean(0) * 0.8 + 0.1 if backdrop else torch.ones(height, width)
+            _picture(axes, grey, outlines, i, cmap="gray", vmin=0, vmax=1)
+            large = _enlarge(values[i], (height, width), upsample)
+            _heat(axes, large, limits or _range(values[i]), alpha=0.65 if backdrop else 1.0)
             axes.set_xlabel(labels[level][i], fontsize=9, labelpad=2)
             if i == 0:
                 axes.set_ylabel(f"{level}\n{values.shape[1]} x {values.shape[2]}")
@@ -316,10 +321,10 @@ def _range(values: Tensor) -> tuple[float, float]:
     return (low, high) if high - low > 1e-5 * max(abs(low), abs(high)) else (high, high)
 
 
-def _heat(axes: Axes, values: Tensor, limits: tuple[float, float]) -> None:
+def _heat(axes: Axes, values: Tensor, limits: tuple[float, float], alpha: float) -> None:
     low, high = limits
     high = high if high > low else low + max(abs(low), 1.0)  # a constant map takes the lowest colour, its rounding none
-    axes.imshow(values.numpy(), cmap="viridis", vmin=low, vmax=high, alpha=0.65, interpolation="nearest")
+    axes.imshow(values.numpy(), cmap="viridis", vmin=low, vmax=high, alpha=alpha, interpolation="nearest")
 
 
 def _colour_bar(fig: Figure, axes: Axes, limits: tuple[float, float] | None, unit: str) -> None:

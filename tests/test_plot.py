@@ -214,6 +214,15 @@ def test_maps_are_enlarged_bilinearly_or_shown_in_cells() -> None:
     assert cells.tolist() == [[0.0, 0.0, 1.0, 1.0]] * 2
 
 
+def test_without_a_backdrop_the_colours_are_those_of_the_map_alone() -> None:
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = torch.tensor([[[0.0, 1.0], [0.25, 0.5]]])
+    with_image, alone = (plot.overlay(images, maps, upsample="nearest", backdrop=b).axes[1] for b in (True, False))
+    assert [picture.get_alpha() for picture in with_image.images] == [None, 0.65]
+    assert [picture.get_alpha() for picture in alone.images] == [None, 1.0]
+    assert len(plot.overlay(images, maps, backdrop=False).png()) < len(plot.overlay(images, maps).png())
+
+
 @pytest.mark.parametrize("scale", ["each", "shared", "uniform", (0.0, 1.0)])
 @pytest.mark.parametrize("value", [0.0, 1 / 3, -2.0, 1e-30])
 def test_constant_maps_are_drawn_in_one_colour(scale: Any, value: float) -> None:
