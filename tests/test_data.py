@@ -508,6 +508,7 @@ def test_a_server_that_cannot_resume_starts_again(server, tmp_path):
     server.files["/a"], server.ranges = CONTENT, False
     (tmp_path / "set.bin.part").write_bytes(CONTENT[:100])
     assert download.fetch(remote(server, "/a"), tmp_path).read_bytes() == CONTENT
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("part", [CONTENT, CONTENT + b"more", b"wrong", bytes(9000)])

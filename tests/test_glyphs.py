@@ -19,7 +19,8 @@ def plain():
 
 def test_one_seed_is_one_set_and_another_seed_another(plain):
     assert glyphs(400, seed=3).digest() == plain.digest()
-    assert glyphs(400, seed=4).digest() != plain.digest()
+    other = glyphs(400, seed=4)
+    assert (other.images == plain.images).float().mean() < 0.05 and not torch.equal(other.labels, plain.labels)
 
 
 @pytest.mark.parametrize("variant", strokes.VARIANTS)
@@ -115,6 +116,7 @@ def test_clutter_lies_beneath_the_glyph_is_smaller_and_says_nothing_about_the_cl
     monkeypatch.setattr(strokes._Painter, "_frame", lambda self, k, u: kinds.append(k) or original(self, k, u))
     labels = glyphs(1280, size=8).labels
     pieces = torch.cat([k for k in kinds if len(k) > 128])
+    assert (pieces.bincount() / len(pieces) - 0.1).abs().max() < 0.02
     own = labels.repeat_interleave(4)
     assert (pieces == own).float().mean().item() == pytest.approx(0.1, abs=0.02)
 

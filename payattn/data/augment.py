@@ -74,7 +74,7 @@ class Augment:
                              f"use at most {min(height, width) - 1}")
         flipped = self._flips(len(images), generator)
         out = self._moved(images, flipped, generator)
-        return self._cut(out, generator) if self.cutout else out
+        return self._cut(out, generator) if self.cutout else out  # ``out`` is a new tensor in every case
 
     def _flips(self, n: int, generator: torch.Generator) -> Tensor:
         """Which images to flip, bool (N,), on the generator's device."""
@@ -108,4 +108,4 @@ class Augment:
             offset = torch.arange(length, device=generator.device) - (centre - self.cutout // 2)
             inside.append((offset >= 0) & (offset < self.cutout))
         square = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
-        return images.masked_fill(square, 0.5 if images.is_floating_point() else 128)
+        return images.masked_fill_(square, 0.5 if images.is_floating_point() else 128)
