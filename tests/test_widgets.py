@@ -349,18 +349,19 @@ def test_a_screen_reader_finds_the_slider_and_the_choices_by_name(page: Browser)
 def test_a_choice_shows_its_own_feedback_and_the_score_counts(page: Browser) -> None:
     questions = quizzes.load("attention-in-five-minutes")["questions"]
     assert page.run(SEEN) == []
+    score, left = "document.querySelector('.score').innerText", len(questions) - 1
     page.run("document.querySelector('.payattn-quiz input').focus()")
     page.key(" ")
     seen = page.run(SEEN)
     assert len(seen) == 1
     assert seen[0].startswith("Not right. The sum runs over positions")
-    assert page.run("document.querySelector('.score').innerText") == f"0 of {len(questions)} right, {len(questions) - 1} open"
+    assert page.run(score) == f"0 of {len(questions)} right, {left} open"
     page.key("ArrowDown")
     page.key("ArrowDown")
     seen = page.run(SEEN)
     assert len(seen) == 1
     assert seen[0].startswith("Right. A layer with")
-    assert page.run("document.querySelector('.score').innerText") == f"1 of {len(questions)} right, {len(questions) - 1} open"
+    assert page.run(score) == f"1 of {len(questions)} right, {left} open"
 
 
 @pytest.mark.browser
