@@ -340,6 +340,16 @@ def test_logits_come_from_the_descriptors_alone(name: str) -> None:
     assert model.features(images).shape == (4, sum(a.descriptor.shape[1] for a in attended.values()))
 
 
+def test_golden_10_the_network_multiplies_or_averages_the_predictions_of_its_levels() -> None:
+    images = pictures()
+    for combine in ("product", "mean"):
+        model = tiny("vgg-att2-indep-pc", combine=combine).eval()
+        features = model.features(images).split([26, 26], dim=1)
+        one, two = (classify(x).softmax(1) for classify, x in zip(model.head.classifiers, features, strict=True))
+        joined = F.normalize(one * two, p=1, dim=1) if combine == "product" else (one + two) / 2
+        torch.testing.assert_close(model(images).softmax(dim=1), joined)
+
+
 def test_uniform_attention_is_global_average_pooling() -> None:
     model = tiny("vgg-att2-concat-uniform").eval()
     images = pictures()
