@@ -117,12 +117,23 @@ def quiet(browser: Browser, base: str) -> Iterator[str]:
     yield from (f"console error: {text}" for text in browser.errors() if "favicon.ico" not in text)
 
 
+def unfold(element: str) -> str:
+    """Script that opens what an element is folded into: details, or the theme's dropdown, such as a solution."""
+    return (
+        f"for (let e = {element}; e; e = e.parentElement) "
+        "{ if (e.tagName === 'DETAILS') e.open = true; e.classList.remove('toggle-hidden') }"
+    )
+
+
 def moving(browser: Browser) -> Iterator[str]:
     """Every slider changes its picture by the arrow keys."""
+    # a slider in a folded solution can be used once the reader has opened it
+    browser.run("document.querySelectorAll('.toggle-hidden').forEach(box => box.classList.remove('toggle-hidden'))")
+    browser.run("document.querySelectorAll('details').forEach(box => { box.open = true; })")
     for i in range(browser.run("document.querySelectorAll('article input[type=range]').length")):
         slider = f"document.querySelectorAll('article input[type=range]')[{i}]"
         state = f"(() => {{ {SEEN} return pictures({slider}) }})()"
-        browser.run(f"{slider}.closest('details')?.setAttribute('open', '')")
+        browser.run(unfold(slider))
         browser.run(f"{slider}.scrollIntoView(), {slider}.focus()")
         for key in ("ArrowRight", "ArrowLeft"):
             before = browser.run(state)
@@ -139,7 +150,7 @@ def answering(browser: Browser) -> Iterator[str]:
             continue  # tabs, not a quiz
         choice = f"document.querySelectorAll('article input[name=\"{name}\"]')"
         state = f"(() => {{ {SEEN} return words({choice}[0]) }})()"
-        browser.run(f"{choice}[0].closest('details')?.setAttribute('open', '')")
+        browser.run(unfold(f"{choice}[0]"))
         start = browser.run(state)
         browser.run(f"{choice}[0].scrollIntoView(), {choice}[0].focus()")
         browser.press(" ")
