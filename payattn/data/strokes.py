@@ -221,9 +221,10 @@ class _Painter:
         along = ((dx * self.x)[:, None, :] + (dy * self.y + uniform[:, 2:3])[:, :, None]).floor_()
         across = ((-dy * self.x)[:, None, :] + (dx * self.y + uniform[:, 3:4])[:, :, None]).floor_()
         kind = uniform[:, 4, None, None]
-        odd = torch.where(kind < 2 / 3, along, 0.0) + torch.where(kind < 1 / 3, across, 0.0)
+        cells = along.mul_(kind < 2 / 3).add_(across.mul_(kind < 1 / 3))
+        odd = cells.sub_(cells.mul(0.5).floor_().mul_(2))
         step = (uniform[:, 5:8] - 0.5).sign() * (30 + 40 * uniform[:, 5:8])
-        return canvas.add_((odd % 2)[:, None] * step[:, :, None, None])
+        return canvas.add_(odd[:, None] * step[:, :, None, None])
 
     def _scale(self, uniform: Tensor) -> Tensor:
         """Half the side of each glyph, in pixels."""
