@@ -252,7 +252,7 @@ def overlay(
             "uniform" (as shared, in units of 1/n with n = h w, so that 1 is uniform attention at every level), or
             (low, high) for a fixed scale.
         upsample: "bilinear" (``align_corners=False``) or "nearest", which shows the true cells.
-        backdrop: let the grey image show through the maps; without it their colours are those of the colour bar, and
+        backdrop: let grey image and outline show on the maps; without it their colours are those of the colour bar, and
             the file is much smaller.
 
     Returns:
@@ -286,7 +286,7 @@ def overlay(
         for row, (level, values) in enumerate(levels.items(), start=1):
             axes = fig.add_subplot(spots[row, i])
             grey = pictures[i].mean(0) * 0.8 + 0.1 if backdrop else torch.ones(height, width)
-            _picture(axes, grey, outlines, i, cmap="gray", vmin=0, vmax=1)
+            _picture(axes, grey, outlines if backdrop else None, i, cmap="gray", vmin=0, vmax=1)
             large = _enlarge(values[i], (height, width), upsample)
             _heat(axes, large, limits or _range(values[i]), alpha=0.65 if backdrop else 1.0)
             axes.set_xlabel(labels[level][i], fontsize=9, labelpad=2)
