@@ -82,7 +82,7 @@ def test_golden_09_parameter_counts_with_projected_local_features() -> None:
     assert counts == [19_860_045, 19_998_375]
 
 
-@pytest.mark.parametrize("classes", [10, 100, 200])
+@pytest.mark.parametrize("classes", [10, 200])
 def test_golden_09_scores_and_heads_differ_by_the_stated_counts(classes: int) -> None:
     for levels, head in [("", ""), ("2", "-concat"), ("2", "-indep"), ("3", "-concat"), ("3", "-indep")]:
         pc, additive, dp, scaled = (
