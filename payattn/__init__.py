@@ -32,7 +32,19 @@ _HOME = {
     "budget": "recipes",
     "check": "check",
 }
-_MODULES = ("attention", "checkpoint", "data", "localize", "models", "plot", "recipes", "results", "train", "widgets")
+_MODULES = (
+    "attention",
+    "checkpoint",
+    "data",
+    "localize",
+    "maps",
+    "models",
+    "plot",
+    "recipes",
+    "results",
+    "train",
+    "widgets",
+)
 __all__ = sorted([*_HOME, *_MODULES])
 
 
