@@ -20,10 +20,14 @@ TIMEOUT = 30.0  # seconds without a byte
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on the network: its name, what it must hash to, and where it can be had, best source first."""
+    """A file on the network: its name, what it must hash to, and where it can be had, best source first.
+
+    ``md5`` is None where no hash could be found with certainty. Then the reader verifies the content's structure,
+    and :func:`remember` keeps the SHA-256 of the first good copy, so that later damage is noticed.
+    """
 
     name: str
-    md5: str
+    md5: str | None
     urls: tuple[str, ...]
 
 
@@ -65,11 +69,45 @@ def fetch(remote: Remote, root: str | os.PathLike[str] | None = None) -> Path:
             if not target.exists():  # another process may have been first
                 _download(remote, target)
                 return target
+    if remote.md5 is None:
+        _compare(target)
+        return target
     found = md5_of(target)
     if found != remote.md5:
         raise ValueError(f"{target} is damaged or another file: its md5 is {found}, expected {remote.md5}; "
                          "delete it and call again to download it anew")
     return target
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def remember(path: Path) -> None:
+    """Keep the SHA-256 of a file without a published hash beside it, once its content has proved whole."""
+    record = _record(path)
+    if not record.exists():
+        part = record.with_name(record.name + ".part")
+        part.write_text(f"{sha256_of(path)}  {path.name}\n")
+        os.replace(part, record)
+
+
+def _compare(path: Path) -> None:
+    """A file without a published hash must still be what it was when :func:`remember` saw it."""
+    record = _record(path)
+    if not record.exists():
+        return
+    first, found = record.read_text().split()[:1], sha256_of(path)
+    if first != [found]:
+        raise ValueError(f"{path} has changed since it was first used: its sha256 is {found}, {record.name} says "
+                         f"{' '.join(first)}; delete both and call again to download it anew, or delete "
+                         f"{record.name} alone if you replaced the file on purpose")
 
 
 def _download(remote: Remote, target: Path) -> None:
@@ -78,34 +116,43 @@ def _download(remote: Remote, target: Path) -> None:
     for url in remote.urls:
         try:
             old = part.exists()
-            found = _whole(url, part)
-            if found != remote.md5 and old:  # what lay there from an earlier call may have been at fault
+            found = _whole(url, part, remote.md5)
+            if found is not None and old:  # what lay there from an earlier call may have been at fault
                 part.unlink()
-                found = _whole(url, part)
+                found = _whole(url, part, remote.md5)
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
             continue
-        if found == remote.md5:
+        if found is None:
             os.replace(part, target)
             return
         part.unlink()  # a wrong beginning cannot be resumed
-        failures.append(f"{url}: gave another file, its md5 is {found}")
+        failures.append(f"{url}: gave {found}")
+    must = (f"its md5 must be {remote.md5}" if remote.md5 else
+            "its hash is not known to us, so its content is verified by its structure")
     raise ConnectionError("\n".join([
         f"{remote.name} could not be downloaded:", *(f"  {line}" for line in failures),
         f"Get it by other means, place it in {target.parent} under the name {remote.name} and call again; "
-        f"its md5 must be {remote.md5}. Or set PAYATTN_DATA to a folder that holds it. "
+        f"{must}. Or set PAYATTN_DATA to a folder that holds it. "
         'Without any download there is payattn.load("glyphs").']))
 
 
-def _whole(url: str, part: Path) -> str:
-    """Download until the end is reached; returns the hash of what came."""
+def _whole(url: str, part: Path, md5: str | None) -> str | None:
+    """Download until the end is reached; returns what is wrong with what came, or None."""
     for _ in range(ATTEMPTS):
-        if _continue(url, part):
-            return md5_of(part)
-    raise OSError(f"broke off {ATTEMPTS} times; {part.stat().st_size} bytes are kept for the next call")
+        if not _continue(url, part, md5 is not None):
+            continue
+        if md5 is None:
+            with part.open("rb") as file:
+                start = file.read(100).lstrip()
+            return "a web page instead of the file" if start.startswith(b"<") else None if start else "an empty file"
+        found = md5_of(part)
+        return None if found == md5 else f"another file, its md5 is {found}"
+    kept = part.stat().st_size if part.exists() else 0
+    raise OSError(f"broke off {ATTEMPTS} times; {kept} bytes are kept for the next call")
 
 
-def _continue(url: str, part: Path) -> bool:
+def _continue(url: str, part: Path, hashed: bool) -> bool:
     """Add to ``part`` what it lacks; False if the connection broke before the end."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "payattn"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -113,7 +160,10 @@ def _continue(url: str, part: Path) -> bool:
         reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing lies beyond what we have: the hash will tell whether it is right
-            return True
+            if hashed or error.headers.get("Content-Range") == f"bytes */{have}":
+                return True
+            part.unlink()  # no hash, and it is not known to be of the right length: begin anew
+            return False
         raise OSError(f"the server says {error.code} {error.reason}") from error
     with reply:
         resumed = reply.status == 206
@@ -181,3 +231,40 @@ SVHN_TRAIN = Remote("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373",
                     sources("train_32x32.mat", STANFORD, UCSD))
 SVHN_TEST = Remote("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3",
                    sources("test_32x32.mat", STANFORD, UCSD))
+
+# Second addresses of one server guard against a moved path, not against its absence.
+COATES = ("http://ai.stanford.edu/~acoates/stl10", "https://cs.stanford.edu/~acoates/stl10")
+STL10 = Remote("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", sources("stl10_binary.tar.gz", *COATES))
+
+
+def _caltech_data(record: str, name: str, *others: str) -> tuple[str, ...]:
+    base = "https://data.caltech.edu"
+    return (f"{base}/records/{record}/files/{name}?download=1", f"{base}/api/records/{record}/files/{name}/content",
+            *others)
+
+
+VISIPEDIA = "http://www.vision.caltech.edu.s3-us-west-2.amazonaws.com/visipedia-data/CUB-200-2011"
+CUB = Remote("CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78",
+             _caltech_data("65de6-vp158", "CUB_200_2011.tgz", f"{VISIPEDIA}/CUB_200_2011.tgz"))
+CUB_MASKS = Remote("segmentations.tgz", "4d47ba1228eae64f2fa547c47bc65255",
+                   _caltech_data("w9d68-gec53", "segmentations.tgz", f"{VISIPEDIA}/segmentations.tgz"))
+CALTECH101 = Remote("caltech-101.zip", "3138e1922a9193bfa496528edbbc45d0",
+                    _caltech_data("mzrjq-6wc02", "caltech-101.zip"))
+CALTECH256 = Remote("256_ObjectCategories.tar", "67b4f42ca05d46448c6bb8ecd2220f6d",
+                    _caltech_data("nyy15-4j048", "256_ObjectCategories.tar"))
+
+
+def _both(address: str) -> tuple[str, ...]:
+    return f"https://{address}", f"http://{address}"
+
+
+# No published hash of these was found, or only a single record of one: their readers verify the structure.
+EVENT8 = Remote("event_dataset.rar", None, _both("vision.stanford.edu/lijiali/event_dataset/event_dataset.rar"))
+ACTION40 = Remote("Stanford40_JPEGImages.zip", None, _both("vision.stanford.edu/Datasets/Stanford40_JPEGImages.zip"))
+ACTION40_SPLITS = Remote("Stanford40_ImageSplits.zip", None,
+                         _both("vision.stanford.edu/Datasets/Stanford40_ImageSplits.zip"))
+SCENE67 = Remote("indoorCVPR_09.tar", None, _both("groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"))
+SCENE67_TRAIN = Remote("TrainImages.txt", None, _both("web.mit.edu/torralba/www/TrainImages.txt"))
+SCENE67_TEST = Remote("TestImages.txt", None, _both("web.mit.edu/torralba/www/TestImages.txt"))
+OBJECT_DISCOVERY = Remote("ObjectDiscovery-data.zip", None,
+                          _both("people.csail.mit.edu/mrub/ObjectDiscovery/ObjectDiscovery-data.zip"))

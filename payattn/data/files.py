@@ -4,63 +4,66 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from payattn.data import download
 from payattn.data.images import ImageSet
-from payattn.data.readers import class_folders, fault, read_cifar, read_folder, read_npz, read_svhn, resized
-from payattn.data.strokes import glyphs, noisy_labels, stream
+from payattn.data.known import KNOWN, OPTIONS, Sets
+from payattn.data.readers import class_folders, fault, read_folder, read_npz, resized
+from payattn.data.splits import balanced, held_out
+from payattn.data.strokes import glyphs, noisy_labels
 
-Root = str | os.PathLike[str] | None
-Sets = tuple[ImageSet, ImageSet]
-
-
-def _cifar10(root: Root) -> Sets:
-    return read_cifar(download.fetch(download.CIFAR10, root), "cifar-10-batches-py",
-                      [f"data_batch_{k}" for k in range(1, 6)], "test_batch", "batches.meta", False, "cifar10")
-
-
-def _cifar100(root: Root) -> Sets:
-    return read_cifar(download.fetch(download.CIFAR100, root), "cifar-100-python", ["train"], "test", "meta", True,
-                      "cifar100")
-
-
-def _svhn(root: Root) -> Sets:
-    return (read_svhn(download.fetch(download.SVHN_TRAIN, root)), read_svhn(download.fetch(download.SVHN_TEST, root)))
-
-
-KNOWN: dict[str, Callable[[Root], Sets]] = {"cifar10": _cifar10, "cifar100": _cifar100, "svhn": _svhn}
 EMBEDDED = {"glyphs": "plain", "glyphs-shift": "shift", "glyphs-fine": "fine"}
 
 
 def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "auto", seed: int = 0,
          n_train: int | None = None, n_test: int | None = None, size: int | tuple[int, int] | None = None,
          test: str | os.PathLike[str] | float | None = None, root: str | os.PathLike[str] | None = None,
-         classes: int | None = None, variant: str | None = None,
-         label_noise: float | Tensor = 0.0) -> tuple[ImageSet, ImageSet]:
+         classes: int | None = None, variant: str | None = None, label_noise: float | Tensor = 0.0,
+         crop: bool | None = None, background: bool | None = None) -> tuple[ImageSet, ImageSet]:
     """Load a data set as two :class:`ImageSet`: for training and for testing.
 
+    =================  ======  ====================================================================================
+    name               pixels  split, and what else it holds
+    =================  ======  ====================================================================================
+    glyphs             32      drawn, 8,000 and 2,000 images, masks; also glyphs-shift, glyphs-fine
+    cifar10, cifar100  32      50,000 and 10,000
+    svhn               32      73,257 and 26,032, without the extra images
+    stl10              96      5,000 and 8,000, without the unlabelled images
+    cub200             80      5,994 and 5,794; masks (majority of annotators), boxes, parts (``CUB_PARTS``)
+    caltech101         32      30 of each class at random and all the rest; without BACKGROUND_Google
+    caltech256         32      30 of each class at random and all the rest; without clutter
+    event8             32      70 and 60 of each class at random; its RAR archive needs the program bsdtar
+    action40           32      4,000 and 5,532, 100 of each class in training
+    scene67            32      5,360 and 1,340, the official lists
+    object-discovery   32      150 and 150 at random, half of each class; masks, some of them empty
+    =================  ======  ====================================================================================
+
+    All but glyphs are downloaded once. CIFAR, SVHN, STL-10, CUB and Caltech are verified by their published hash.
+    For the others no hash is known with certainty: classes and images are counted, and the SHA-256 of the first
+    good copy is kept beside it. The splits at random follow ``seed``.
+
     Args:
-        name_or_path: "glyphs", "glyphs-shift" or "glyphs-fine" (drawn, 8,000 and 2,000 images); "cifar10",
-            "cifar100" or "svhn" (downloaded once); a folder of one folder of images per class, or of ``train``
+        name_or_path: a name of the table; a folder of one folder of images per class, or of ``train``
             and ``test`` (or ``val``) folders of these; an ``.npz`` with images uint8 (N, H, W, 3) or
             (N, 3, H, W), labels (N,), and optionally classes (K,) and masks (N, H, W).
         device: "auto" is the GPU where there is one.
-        seed: of drawn images, held-out images, subsets and label noise. For glyphs, training images are
+        seed: of drawn images, splits at random, subsets and label noise. For glyphs, training images are
             ``glyphs(n, seed=2 * seed)`` and test images ``glyphs(n, seed=2 * seed + 1)``.
         n_train, n_test: keep so many images, the classes in equal numbers (to within one); None keeps all.
             A smaller choice is part of a larger one of the same seed.
-        size: side in pixels or (H, W). Glyphs are drawn so; other images are stretched to it.
+        size: side in pixels or (H, W). Glyphs are drawn so; other images are stretched to it. None is that of
+            the table, or the files' own.
         test: for own files, a second file or folder to test on, or the share of each class to hold out (0.2).
         root: folder of the downloads; else the variable PAYATTN_DATA, else ~/.cache/payattn.
         classes: number of classes of glyphs, 2 to 10.
         variant: of glyphs; "glyphs-fine" is "glyphs" with variant "fine".
         label_noise: of the training labels, as in :func:`glyphs`; the test labels stay clean.
+        crop: for cub200, cut each image to the bird's box (True); False keeps the whole image.
+        background: for the Caltech sets, keep the class of images without an object (False).
 
     Raises:
         ValueError: for an unknown name, with the nearest; for a fault in a file, with its name and what to do;
@@ -80,11 +83,17 @@ def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "
         raise ValueError(f"{name} has test images of its own; test= is for own files")
     if not drawn and (classes is not None or variant is not None):
         raise ValueError(f"classes= and variant= are for glyphs; {name} comes as it is")
+    extra = {"crop": crop, "background": background}
+    for option, names in OPTIONS.items():
+        if extra[option] is None:
+            del extra[option]
+        elif name not in names:
+            raise ValueError(f"{option}= is for {' and '.join(names)}, not for {name}")
     if drawn:
         sets = _drawn(name, variant, 8000 if n_train is None else n_train, 2000 if n_test is None else n_test,
                       32 if size is None else size, 10 if classes is None else classes, seed, where)
     else:
-        sets = KNOWN[name](root) if known else _own(_existing(name), size, test, seed)
+        sets = KNOWN[name](root, size, seed, **extra) if known else _own(_existing(name), size, test, seed)
         sets = (_stretched(balanced(sets[0], n_train, seed), size).to(where),
                 _stretched(balanced(sets[1], n_test, seed), size).to(where))
     train = sets[0]
@@ -159,72 +168,3 @@ def _stretched(data: ImageSet, size: int | tuple[int, int] | None) -> ImageSet:
     masks = data.masks
     return replace(data, images=resized(data.images, size),
                    masks=None if masks is None else resized(masks, size, masks=True))
-
-
-def _by_class(data: ImageSet, seed: int, purpose: str) -> list[Tensor]:
-    """For each class the indices of its images in a random order."""
-    rank = torch.rand(len(data), generator=stream(seed, purpose))
-    order = rank.argsort()
-    labels = data.labels.cpu()[order]
-    return [order[labels == k] for k in range(len(data.classes))]
-
-
-def held_out(data: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """Split a set: the same share of every class, chosen at random, is held out for testing.
-
-    Args:
-        data: the set.
-        share: of each class, between 0 and 1; rounded to images, at least one on either side.
-        seed: of the choice.
-
-    Returns:
-        (the rest, the held-out images), each in the order of ``data``.
-
-    Raises:
-        ValueError: if ``share`` is not between 0 and 1, or a class has a single image.
-
-    Example:
-        >>> rest, out = held_out(glyphs(50, size=8), 0.2)
-        >>> len(rest), out.labels.bincount().tolist()
-        (40, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"test= as a share must lie between 0 and 1, got {share}; "
-                         "give the path of a second file or folder otherwise")
-    chosen = torch.zeros(len(data), dtype=torch.bool)
-    for k, index in enumerate(_by_class(data, seed, "held out")):
-        if len(index) == 1:
-            raise ValueError(f"{data.name}: class {data.classes[k]!r} has a single image, so none can be held out; "
-                             "add images, or give test= a second file or folder")
-        chosen[index[: min(len(index) - 1, max(1, round(share * len(index))))]] = len(index) > 0
-    return data.subset(~chosen), data.subset(chosen)
-
-
-def balanced(data: ImageSet, n: int | None, seed: int = 0) -> ImageSet:
-    """A random subset of n images with the classes in equal numbers (to within one), in the order of ``data``.
-
-    Args:
-        data: the set.
-        n: number of images; None is all of them.
-        seed: of the choice; with the same seed a smaller subset is part of a larger one.
-
-    Raises:
-        ValueError: if a class has too few images; the message says how many can be had.
-
-    Example:
-        >>> balanced(glyphs(40, size=8), 20).labels.bincount().tolist()
-        [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
-    """
-    if n is None or n == len(data):
-        return data
-    if n < 0:
-        raise ValueError(f"the number of images must be 0 or more, got {n}")
-    groups = [index for index in _by_class(data, seed, "subset") if len(index)]
-    fewest = min((len(index) for index in groups), default=0)
-    each, more = divmod(n, max(1, len(groups)))
-    if each + (more > 0) > fewest:
-        raise ValueError(f"{data.name} has {len(data)} images, {fewest} in its smallest class: at most "
-                         f"{fewest * len(groups)} can be chosen with equal classes, got {n}")
-    turn = torch.randperm(len(groups), generator=stream(seed, "subset classes"))
-    parts = [groups[k][: each + (place < more)] for place, k in enumerate(turn.tolist())]
-    return data.subset(torch.cat(parts).sort().values)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class ImageSet:
         name: what the set is called in results and error messages.
         caveat: what a reader of a result must know about the data, such as "JPEG copy".
         clean_labels: int64 (N,), the labels before label noise, or None where ``labels`` has no added noise.
+        boxes: int64 (N, 4), the object's box as left, top, right, bottom in pixels of ``images``, right and
+            bottom exclusive, or None where no box is known.
+        parts: float32 (N, P, 3), x and y of P named parts in pixels of ``images`` and 1 where the part is
+            visible, 0 where it is not, or None.
 
     Raises:
         TypeError: if a tensor has another type than the one above.
@@ -47,6 +52,8 @@ class ImageSet:
     name: str = "images"
     caveat: str = ""
     clean_labels: Tensor | None = None
+    boxes: Tensor | None = None
+    parts: Tensor | None = None
 
     def __post_init__(self) -> None:
         images, shape, where = self.images, tuple(self.images.shape), f"ImageSet {self.name!r}"
@@ -75,6 +82,13 @@ class ImageSet:
             _require(tuple(self.masks.shape) == (shape[0], *shape[2:]),
                      f"{where}: masks must be {(shape[0], *shape[2:])} like the images, "
                      f"got {tuple(self.masks.shape)}")
+        for field, kind, form in (("boxes", torch.int64, (shape[0], 4)), ("parts", torch.float32, (shape[0], -1, 3))):
+            tensor = getattr(self, field)
+            if tensor is None:
+                continue
+            _require(tensor.dtype == kind, f"{where}: {field} must be {kind}, got {tensor.dtype}", TypeError)
+            _require(tensor.ndim == len(form) and all(b in (-1, a) for a, b in zip(tensor.shape, form, strict=True)),
+                     f"{where}: {field} must be {str(form).replace('-1', 'P')}, got {tuple(tensor.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,9 +102,9 @@ class ImageSet:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> ImageSet:
         """A copy of this set with ``change`` applied to every tensor it holds."""
-        return replace(self, images=change(self.images), labels=change(self.labels),
-                       masks=None if self.masks is None else change(self.masks),
-                       clean_labels=None if self.clean_labels is None else change(self.clean_labels))
+        fields = ("images", "labels", "masks", "clean_labels", "boxes", "parts")
+        held: dict[str, Any] = {field: getattr(self, field) for field in fields}
+        return replace(self, **{field: change(tensor) for field, tensor in held.items() if tensor is not None})
 
     def subset(self, index: Tensor | slice | list[int]) -> ImageSet:
         """The images at ``index`` (a slice, integers, or a bool tensor of length N), in that order."""
@@ -127,9 +141,9 @@ class ImageSet:
         return self._moments[1]
 
     def digest(self) -> str:
-        """SHA-256 of images, labels and masks, as 64 hex digits: two sets with one digest are the same data."""
+        """SHA-256 of images, labels, masks, boxes and parts, in 64 hex digits: sets with one digest are the same."""
         total = hashlib.sha256()
-        for tensor in (self.images, self.labels, self.masks):
+        for tensor in (self.images, self.labels, self.masks, self.boxes, self.parts):
             if tensor is not None:
                 total.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
                 total.update(tensor.cpu().contiguous().numpy().data)

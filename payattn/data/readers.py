@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -189,6 +189,14 @@ def read_folder(path: Path, size: Size = None) -> ImageSet:
 
 
 def _decoded(path: Path) -> Tensor:
+    return decoded(path, path, upright=True)
+
+
+def decoded(source: Path | BinaryIO, name: Path | str, mode: str = "RGB", upright: bool = False) -> Tensor:
+    """Pixels uint8 of an image file: (3, H, W), or (1, H, W) for ``mode`` "L"; ``name`` is for errors.
+
+    ``upright`` turns the image as its camera says. Published annotations are of the image as stored.
+    """
     import numpy as np
 
     try:
@@ -196,11 +204,11 @@ def _decoded(path: Path) -> Tensor:
     except ImportError as error:
         raise ImportError("reading image files needs Pillow: pip install pillow") from error
     try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        with Image.open(source) as image:
+            pixels = np.array((ImageOps.exif_transpose(image) if upright else image).convert(mode))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise fault(path, f"is truncated or no image ({error})", "replace or remove it") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        raise fault(name, f"is truncated or no image ({error})", "replace or remove it") from error
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 # ---- CIFAR -----------------------------------------------------------------------------------------------------
