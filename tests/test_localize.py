@@ -1,13 +1,33 @@
-"""Pointing game and IoU at the true area, by hand and against their definitions."""
+"""Judging maps by masks: by hand, by definition, and against scikit-image, SciPy and torchmetrics."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from torchmetrics.classification import BinaryJaccardIndex
 
-from payattn.localize import boxes, iou_at_true_area, peak_distance, pointing_game, widen
+from payattn.localize import (
+    binarise,
+    boxes,
+    combine,
+    corloc,
+    iou_at_true_area,
+    jaccard,
+    largest_component,
+    oracle_threshold,
+    otsu,
+    peak_distance,
+    pointing_game,
+    rescale,
+    segment,
+    widen,
+)
 
 
 def box(*rows: str) -> torch.Tensor:
@@ -128,3 +148,250 @@ def test_the_distance_is_that_of_the_extremes_of_the_mask(seed: int) -> None:
         middle = ((rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2)
         expected = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2).sqrt().item()
         assert peak_distance(maps, masks)[i].item() == pytest.approx(expected, abs=1e-5)
+
+
+# Segmentation with maps alone
+
+affine = {"scale": st.sampled_from([0.01, 0.5, 3.0, 1000.0]), "shift": st.sampled_from([-5.0, 0.0, 0.3])}
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rescale_by_hand_in_half_precision_and_of_a_constant_map() -> None:
+    maps = torch.tensor([[[2.0, 6.0], [4.0, 3.0]], [[-7.0, -7.0], [-7.0, -7.0]]])
+    assert rescale(maps).tolist() == [[[0, 1], [0.5, 0.25]], [[0, 0], [0, 0]]]
+    assert torch.equal(rescale(maps.half()), rescale(maps)) and rescale(maps.half()).dtype == torch.float32
+
+
+def test_rounding_is_not_stretched_into_a_pattern() -> None:
+    constant = torch.full((1, 5, 5), 1 / 25)
+    noisy = constant.clone()
+    noisy[0, 2, 2] = torch.nextafter(noisy[0, 2, 2], torch.tensor(1.0))
+    assert not torch.equal(noisy, constant)
+    assert rescale(noisy).eq(0).all()
+    # bilinear weights that do not sum to exactly one make such noise as well
+    assert F.interpolate(constant[None], size=(13, 13), mode="bilinear").unique().numel() > 1
+    assert combine({"layer10": constant}, 13, "max").eq(0).all()
+
+
+@given(seed=st.integers(0, 999), **affine)
+def test_rescaling_runs_from_0_to_1_and_forgets_scale_and_shift(seed: int, scale: float, shift: float) -> None:
+    maps = drawn(seed, 3, 4, 5)
+    found = rescale(scale * maps + shift)
+    assert found.amin((1, 2)).tolist() == [0, 0, 0] and found.amax((1, 2)).tolist() == [1, 1, 1]
+    torch.testing.assert_close(found, rescale(maps), rtol=0, atol=2e-3 if scale < 0.1 else 1e-5)
+
+
+@pytest.mark.parametrize("function", [rescale, otsu, binarise])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_maps_that_are_not_finite_are_refused(function, value: float) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="nan or inf"):
+        function(torch.tensor([[[0.0, value]]]))
+    with pytest.raises(ValueError, match=r"maps must be \(N, h, w\).*got \(2, 2\)"):
+        function(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="at least 1"):
+        function(torch.zeros(0, 2, 2))
+
+
+def test_combine_by_hand() -> None:
+    maps = {"layer10": torch.tensor([[[0.0, 1.0, 2.0, 4.0]]]), "layer13": torch.tensor([[[10.0, 20.0]]])}
+    # layer13 enlarged: 10 12.5 17.5 20, rescaled 0 1/4 3/4 1
+    assert combine(maps, (1, 4)).tolist() == [[pytest.approx([0, 1 / 16, 3 / 8, 1])]]
+    assert combine(maps, (1, 4), "mean").tolist() == [[pytest.approx([0, 1 / 4, 5 / 8, 1])]]
+    assert combine(maps, (1, 4), "max").tolist() == [[pytest.approx([0, 1 / 4, 3 / 4, 1])]]
+    assert combine(maps, 4).shape == (1, 4, 4)
+
+
+@given(seed=st.integers(0, 999), constant=st.sampled_from([0.0, 1 / 25, 0.3, 7.0]))
+def test_a_constant_map_changes_no_product_and_no_maximum_and_scales_the_mean(seed: int, constant: float) -> None:
+    one = {"layer10": drawn(seed, 2, 5, 7)}
+    both = one | {"layer13": torch.full((2, 5, 5), constant)}
+    for how in ("product", "max"):
+        assert torch.equal(combine(both, (11, 13), how), combine(one, (11, 13)))
+    torch.testing.assert_close(combine(both, (11, 13), "mean"), combine(one, (11, 13)) / 2)
+
+
+def test_a_constant_map_in_one_image_does_not_touch_the_other_images() -> None:
+    maps = drawn(0, 2, 4, 4)
+    flat = maps.clone()
+    flat[0] = 0.5
+    found = combine({"a": maps, "b": flat}, 4)
+    assert torch.equal(found[0], rescale(maps)[0])
+    torch.testing.assert_close(found[1], rescale(maps)[1].square())
+    assert combine({"a": flat, "b": flat}, 4)[0].eq(0).all()
+
+
+@given(seed=st.integers(0, 999), **affine)
+def test_the_combination_forgets_the_scale_of_each_level(seed: int, scale: float, shift: float) -> None:
+    maps = {"layer10": drawn(seed, 2, 4, 4), "layer13": drawn(seed + 1, 2, 2, 2)}
+    changed = maps | {"layer13": scale * maps["layer13"] + shift}
+    for how in ("product", "mean", "max"):
+        torch.testing.assert_close(combine(changed, 8, how), combine(maps, 8, how), rtol=0, atol=2e-3)
+
+
+def test_combine_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="did you mean 'product'"):
+        combine({"a": torch.zeros(1, 2, 2)}, 4, "produkt")
+    with pytest.raises(ValueError, match="no map"):
+        combine({}, 4)
+    with pytest.raises(ValueError, match=r"same images.*'a': 1, 'b': 2"):
+        combine({"a": torch.zeros(1, 2, 2), "b": torch.zeros(2, 2, 2)}, 4)
+
+
+def test_otsu_by_hand() -> None:
+    # ten bins of 0.1: values in bins 0, 1, 1, 9, 9; parting after bin 1 is best, and its centre is the threshold
+    maps = torch.tensor([[[0.0, 0.12, 0.13, 0.93, 1.0]]])
+    assert otsu(maps, bins=10).tolist() == pytest.approx([0.15])
+    assert binarise(maps).tolist() == [[[False, False, False, True, True]]]
+    assert otsu(torch.full((1, 2, 2), 0.7)).tolist() == pytest.approx([0.7])
+
+
+@given(seed=st.integers(0, 999), bins=st.sampled_from([2, 10, 256]), kind=st.sampled_from(["flat", "two", "few"]))
+def test_otsu_agrees_with_scikit_image(seed: int, bins: int, kind: str) -> None:
+    maps = drawn(seed, 4, 6, 7).double()
+    if kind == "two":
+        maps = maps.square() + 2 * (drawn(seed + 1, 4, 6, 7) < 0.3)
+    elif kind == "few":
+        maps = (5 * maps).round()
+    expected = [threshold_otsu(values, nbins=bins) for values in maps.numpy()]
+    assert otsu(maps, bins).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@given(seed=st.integers(0, 999), rule=st.sampled_from(["otsu", "mean"]), **affine)
+def test_the_region_forgets_scale_and_shift(seed: int, rule: str, scale: float, shift: float) -> None:
+    maps = drawn(seed, 3, 6, 7).double()
+    assert torch.equal(binarise(maps, rule), binarise(scale * maps + shift, rule))
+    masks = drawn(seed + 1, 3, 6, 7) < 0.5
+    masks[:, 0, 0] = True
+    assert torch.equal(jaccard(binarise(maps, rule), masks), jaccard(binarise(scale * maps + shift, rule), masks))
+
+
+def test_binarise_by_the_mean_and_by_a_number() -> None:
+    maps = torch.tensor([[[0.0, 0.0, 0.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]]])
+    assert binarise(maps, "mean").int().tolist() == [[[0, 0, 0, 1]], [[0, 0, 1, 1]]]
+    assert binarise(maps, 2).int().tolist() == [[[0, 0, 0, 1]], [[0, 0, 1, 1]]]
+    assert binarise(maps, 0.0).int().tolist() == [[[0, 0, 0, 1]], [[1, 1, 1, 1]]]
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 49, -3.3])
+def test_a_constant_map_marks_nothing(value: float) -> None:
+    for rule in ("otsu", "mean"):
+        assert not binarise(torch.full((1, 7, 7), value), rule).any()
+
+
+@pytest.mark.parametrize("rule", [True, None, torch.nan])
+def test_a_rule_that_is_none_is_refused(rule: object) -> None:
+    with pytest.raises(ValueError, match="rule must be 'otsu' or 'mean' or a number"):
+        binarise(torch.zeros(1, 2, 2), rule)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="did you mean 'otsu'"):
+        binarise(torch.zeros(1, 2, 2), "otso")
+    with pytest.raises(ValueError, match="bins must be"):
+        otsu(torch.zeros(1, 2, 2), bins=1)
+
+
+@given(seed=st.integers(0, 999))
+def test_jaccard_agrees_with_torchmetrics(seed: int) -> None:
+    predicted, masks = drawn(seed, 3, 5, 6) < 0.4, drawn(seed + 1, 3, 5, 6) < 0.4
+    masks[:, 0, 0] = True
+    expected = [BinaryJaccardIndex()(p.int(), m.int()).item() for p, m in zip(predicted, masks, strict=True)]
+    assert jaccard(predicted, masks).tolist() == pytest.approx(expected)
+
+
+def test_jaccard_says_what_does_not_fit() -> None:
+    mask = box("#.")
+    assert jaccard(box(".."), mask).tolist() == [0]
+    with pytest.raises(TypeError, match=r"must be bool.*binarise"):
+        jaccard(mask.float(), mask)
+    with pytest.raises(ValueError, match=r"combine\(maps, size\)"):
+        jaccard(box("#"), mask)
+    with pytest.raises(ValueError, match="masks are empty"):
+        jaccard(mask, box(".."))
+
+
+def test_the_largest_region_by_hand_corners_touch() -> None:
+    mask = box("##..#", "...#.", "..#..", "##...")
+    assert torch.equal(largest_component(mask), box("....#", "...#.", "..#..", "##..."))
+    assert torch.equal(largest_component(box("#.#")), box("#.."))  # of two equals the first to end
+    assert not largest_component(box("...")).any()
+    with pytest.raises(ValueError, match=r"masks\[None\]"):
+        largest_component(mask[0])
+
+
+@given(seed=st.integers(0, 999), share=st.sampled_from([0.2, 0.4, 0.6]))
+def test_the_largest_region_agrees_with_scipy(seed: int, share: float) -> None:
+    masks = drawn(seed, 3, 12, 9) < share
+    for mask, found in zip(masks, largest_component(masks), strict=True):
+        labels, n = ndimage.label(mask.numpy(), structure=np.ones((3, 3)))
+        sizes = [(labels == k).sum() for k in range(1, n + 1)]
+        assert int(found.sum()) == max(sizes, default=0)
+        if found.any():
+            assert (torch.from_numpy(labels)[found] == labels[found.numpy()][0]).all()
+
+
+def test_a_long_snake_is_one_region() -> None:
+    snake = torch.zeros(1, 41, 41, dtype=torch.bool)
+    snake[:, ::2] = True
+    snake[:, 1::4, -1] = snake[:, 3::4, 0] = True
+    assert torch.equal(largest_component(snake), snake)
+
+
+def test_correct_localisation_compares_the_boxes_of_the_largest_region_and_of_the_mask() -> None:
+    mask = box("####.", "####.", ".....")  # a box of 8
+    assert corloc(box("#..#.", ".##..", "....."), mask).tolist() == [True]  # one region by corners, with the same box
+    assert corloc(box("##..#", "##...", "....#"), mask).tolist() == [False]  # 4 of 8 is not more than half
+    assert corloc(box("###.#", "###..", "....#"), mask).tolist() == [True]  # specks elsewhere do not widen the box
+    assert corloc(box(".....", ".....", "....."), mask).tolist() == [False]
+
+
+@given(seed=st.integers(0, 999))
+def test_no_threshold_beats_the_oracle(seed: int) -> None:
+    maps, masks = (8 * drawn(seed, 3, 4, 5)).round() / 8, drawn(seed + 1, 3, 4, 5) < 0.4
+    masks[:, 0, 0] = True
+    best = jaccard(binarise(maps, oracle_threshold(maps, masks)), masks).mean().item()
+    tried = [jaccard(binarise(maps, t), masks).mean().item() for t in [*maps.unique().tolist(), -1.0]]
+    assert best == pytest.approx(max(tried))
+
+
+def test_the_oracle_may_take_every_pixel_and_enlarges_small_maps() -> None:
+    maps = torch.tensor([[[0.0, 1.0]]])
+    assert binarise(maps, oracle_threshold(maps, box("##"))).all()
+    threshold = oracle_threshold(maps, box("..##"))  # enlarged: 0 1/4 3/4 1
+    assert 0.25 <= threshold < 0.75
+    with pytest.raises(ValueError, match="masks are empty"):
+        oracle_threshold(maps, box(".."))
+
+
+def test_segment_measures_every_way_with_every_rule() -> None:
+    maps = {"layer10": drawn(0, 4, 8, 8), "layer13": drawn(1, 4, 4, 4)}
+    masks = drawn(2, 4, 16, 16) < 0.3
+    scores = segment(maps, masks)
+    assert list(scores) == ["layer10", "layer13", "product", "mean", "max"]
+    for how, rules in scores.items():
+        levels, way = (maps, how) if how in ("product", "mean", "max") else ({how: maps[how]}, "mean")
+        one = combine(levels, (16, 16), way)
+        assert list(rules) == ["otsu", "mean", "oracle"]
+        assert torch.equal(rules["otsu"], jaccard(one > otsu(one)[:, None, None], masks))
+        assert torch.equal(rules["mean"], jaccard(one > one.mean((1, 2), keepdim=True), masks))
+        assert rules["oracle"].mean() >= binarise_best(one, masks) - 1e-6
+
+
+def binarise_best(maps: torch.Tensor, masks: torch.Tensor) -> float:
+    return max(jaccard(maps > t, masks).mean().item() for t in torch.linspace(0, 1, 21).tolist())
+
+
+def test_the_mask_as_a_map_is_found_whole() -> None:
+    masks = drawn(3, 5, 9, 7) < 0.3
+    for rules in segment({"layer10": masks.float(), "layer13": 3 * masks.float()}, masks).values():
+        for score in rules.values():
+            assert score.tolist() == [1, 1, 1, 1, 1]
+
+
+def test_segment_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="may not be called 'max'"):
+        segment({"max": torch.rand(1, 2, 2)}, box("#."))
+    with pytest.raises(ValueError, match="no map"):
+        segment({}, box("#."))
+    with pytest.raises(ValueError, match="masks are empty"):
+        segment({"layer10": torch.rand(1, 2, 2)}, box(".."))
