@@ -70,6 +70,7 @@ def _opened(path: Path, inner: str | None) -> Iterator[Member]:
     else:
         with tarfile.open(path, "r:*") as archive:
             yield from _of(path, archive)
+            _to_the_end(archive.fileobj)  # type: ignore[arg-type]
 
 
 def _zip(path: Path, inner: str | None) -> Iterator[Member]:
@@ -83,6 +84,13 @@ def _zip(path: Path, inner: str | None) -> Iterator[Member]:
             elif name.endswith(inner) and not PurePosixPath(name).name.startswith("._"):
                 with archive.open(info) as stream:
                     yield from _tar(path, stream)
+                    _to_the_end(stream)
+
+
+def _to_the_end(stream: IO[bytes] | None) -> None:
+    """Read what follows the last member: only at its end does a compressed file prove whole by its checksum."""
+    while stream is not None and stream.read(1 << 20):
+        pass
 
 
 def _tar(path: Path, stream: IO[bytes]) -> Iterator[Member]:

@@ -103,8 +103,9 @@ class ImageSet:
     def _map(self, change: Callable[[Tensor], Tensor]) -> ImageSet:
         """A copy of this set with ``change`` applied to every tensor it holds."""
         fields = ("images", "labels", "masks", "clean_labels", "boxes", "parts")
-        held: dict[str, Any] = {field: getattr(self, field) for field in fields}
-        return replace(self, **{field: change(tensor) for field, tensor in held.items() if tensor is not None})
+        changed: dict[str, Any] = {field: change(getattr(self, field)) for field in fields
+                                   if getattr(self, field) is not None}
+        return replace(self, **changed)
 
     def subset(self, index: Tensor | slice | list[int]) -> ImageSet:
         """The images at ``index`` (a slice, integers, or a bool tensor of length N), in that order."""
