@@ -58,6 +58,8 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="DATA", help="in place of the recipe's data: a name, an .npz or a folder")
     command.add_argument("--test", metavar="PATH", help="its test part, when that is a file or folder of its own")
     command.add_argument("--caveat", default="", metavar="TEXT", help="recorded with the data, as in 'JPEG copy'")
+    command.add_argument("--on", type=_named_path, action="append", default=[], metavar="NAME=PATH",
+                         help="a file in place of a set that the recipe measures on")  # fmt: skip
     command.add_argument("--results", default="results", metavar="DIR", help="where to record the run")
     command.add_argument("--checkpoint", default="runs", metavar="DIR", help="where to keep weights and states")
     command.add_argument("--force", action="store_true", help="run again what is recorded, from the start")
@@ -95,6 +97,13 @@ def _seeds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"seeds are written 0-4 or 0,2,5, got {text!r}")
         seeds += range(int(first), int(last) + 1)
     return seeds
+
+
+def _named_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"write NAME=PATH, as in stl10=my/stl.npz, got {text!r}")
+    return name, path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,10 +161,10 @@ def train(given: argparse.Namespace) -> int:
                 print(f"{path} is recorded already; --force runs it again")
                 continue
             print(f"{recipe.id}{' (small)' if recipe.small else ''}, seed {seed}: {recipe.model}", flush=True)
-            checkpoint = Path(given.checkpoint) / path.relative_to(given.results).with_suffix(".safetensors")
+            checkpoint = Path(given.checkpoint) / table.weights_of(recipe, seed)
             result = table.run(
-                recipe, seed, data=given.data, test=given.test, caveat=given.caveat, results_root=given.results,
-                checkpoint=checkpoint, device=given.device, force=given.force,
+                recipe, seed, data=given.data, test=given.test, caveat=given.caveat, on=dict(given.on),
+                results_root=given.results, checkpoint=checkpoint, device=given.device, force=given.force,
             )  # fmt: skip
             _report(result["final"], result["data"]["test"])
             print(f"recorded in {path}, weights in {checkpoint}", flush=True)

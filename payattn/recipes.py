@@ -1,14 +1,19 @@
 """Named, complete configurations: one TOML file per published table, one entry per row.
 
 A file ``recipes/<paper>/<table>.toml`` holds ``[defaults]``, then one ``[rows."NAME"]`` per row, and where the full
-run is long ``[small]``, the form that two CPU cores finish in minutes.  Each may set
+run is long ``[small]``, the form that two CPU cores finish in minutes (``[small.rows."NAME"]`` for one row).  Each
+may set
 
 - ``model`` and ``options``: what :func:`payattn.models.create` builds,
 - ``data`` and ``data_options``: what :func:`payattn.data.load` loads,
 - ``settings``: the fields of :class:`payattn.train.Settings`,
 - ``note``: what a reader of the result must know;
+- ``start``: the recipe whose trained weights the network starts from, all but its last layer,
+- ``measure`` and ``measure_options``: what is measured besides accuracy, see :mod:`payattn.measures`,
+- ``on`` and ``on_options``: the sets to measure on, where they are not the recipe's own;
 
-a row also ``published``, the paper's numbers with the source each was read from.  A row goes over the defaults, the
+a row may name, in place of a network and its training, a ``base``: the recipe whose trained networks it measures. A row
+also ``published``, the paper's numbers with the source each was read from.  A row goes over the defaults, the
 small form over both, key by key.  The id of a row is ``<paper>/<table>/<row>``.
 """
 
@@ -31,12 +36,14 @@ from payattn.attention import choose, normalised_entropy
 from payattn.data import ImageSet
 from payattn.localize import boxes, iou_at_true_area, pointing_game, usual_tolerance, widen
 from payattn.models import create, list_models
-from payattn.train import Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
+from payattn.train import History, Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
 
 TABLE_KEYS = ("title", "defaults", "rows", "small")
-PART_KEYS = ("model", "options", "data", "data_options", "settings", "note")
+TRAINING_KEYS = ("model", "options", "data", "data_options", "settings")
+PART_KEYS = (*TRAINING_KEYS, "note", "start", "base", "measure", "measure_options", "on", "on_options")
 DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise")
-PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged")
+PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
+MEASURED = ("accuracy", "cross-domain", "segmentation", "attack", "query")
 TAGS = ("code", "review", "recall-hi", "recall-med")
 """Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
 
@@ -50,7 +57,8 @@ class Recipe:
     """One row of one table, or its small form: everything needed to run it, but the seed.
 
     ``published`` may hold ``error`` (top-1, in %), ``tag`` (where that number was read, see ``TAGS``),
-    ``confirmed`` (who else states it) and ``logged`` (the error in the authors' own log, in %).
+    ``confirmed`` (who else states it), ``logged`` (the error in the authors' own log, in %) and ``values`` (other
+    numbers of the row, by the column of the paper's table).
     """
 
     id: str
@@ -63,6 +71,13 @@ class Recipe:
     note: str = ""
     title: str = ""
     small: bool = False
+    trains_small: bool = False
+    start: str = ""
+    base: str = ""
+    measure: str = "accuracy"
+    measure_options: Mapping[str, Any] = field(default_factory=dict)
+    on: tuple[str, ...] = ()
+    on_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def folder() -> Path:
@@ -128,7 +143,7 @@ def get(name: str, small: bool = False, root: str | os.PathLike[str] | None = No
         raise ValueError(f"{name!r} may be {' or '.join(map(repr, found))}; say which")
     paper, table, row = found[0].split("/")
     path = root / paper / f"{table}.toml"
-    return _recipe(path, found[0], row, small)
+    return _recipe(path, found[0], row, small, root)
 
 
 @lru_cache
@@ -149,24 +164,33 @@ def _table(path: Path) -> dict[str, Any]:
     return _table_at(path, path.stat().st_mtime_ns)
 
 
-def _recipe(path: Path, name: str, row: str, small: bool) -> Recipe:
+def _recipe(path: Path, name: str, row: str, small: bool, root: Path) -> Recipe:
     table = _table(path)
     parts = [("defaults", table.get("defaults", {})), (f"rows.{row}", table["rows"][row])]
     if small:
         if "small" not in table:
             raise ValueError(f"{name} has no small form: it runs in minutes as it is")
-        parts.append(("small", table["small"]))
+        common = dict(table["small"])
+        own = common.pop("rows", {})
+        for other in own:
+            choose(f"{path}: [small.rows] key", other, tuple(table["rows"]))
+        parts += [("small", common), (f"small.rows.{row}", own.get(row, {}))]
     merged: dict[str, Any] = {}
     for where, part in parts:
         for key, value in part.items():
-            choose(f"{path}: [{where}] key", key, (*PART_KEYS, "published") if where.startswith("rows") else PART_KEYS)
+            choose(f"{path}: [{where}] key", key, (*PART_KEYS, "published") if where.startswith("rows.") else PART_KEYS)
             both_tables = isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping)
             merged[key] = {**merged.get(key, {}), **value} if both_tables else value
+    if "base" in merged:
+        trained = _training_of(merged, f"{path}: [rows.{row}]", small, root)
+        merged = {**merged, **trained}
     for key in ("model", "data"):
         if key not in merged:
             raise ValueError(f"{path}: [rows.{row}] has no {key}, nor have the defaults")
+    merged["on"] = tuple(merged.get("on", ()))
     try:
         settings = Settings.from_dict(merged.pop("settings", {}))
+        merged = {"trains_small": small, **merged}
         recipe = Recipe(id=name, title=table["title"], settings=settings, small=small, **merged)
         _check(recipe)
     except (TypeError, ValueError) as error:
@@ -174,10 +198,30 @@ def _recipe(path: Path, name: str, row: str, small: bool) -> Recipe:
     return recipe
 
 
+def _training_of(merged: Mapping[str, Any], where: str, small: bool, root: Path) -> dict[str, Any]:
+    """Network, data and settings of the base; its small form where it has one and the small form is asked for."""
+    for key in TRAINING_KEYS:
+        if key in merged:
+            raise ValueError(f"{where} sets {key}, which its base {merged['base']!r} does; leave one of them out")
+    try:
+        base = get(merged["base"], root=root)
+        has_small = "small" in _table(root / base.id.split("/")[0] / f"{base.id.split('/')[1]}.toml")
+        base = get(merged["base"], small=True, root=root) if small and has_small else base
+    except ValueError as error:
+        raise ValueError(f"{where}: base: {error}") from None
+    if base.base:
+        raise ValueError(f"{where}: base {base.id} trains nothing itself; name {base.base}")
+    fields = {key: getattr(base, key) for key in ("model", "options", "data", "data_options", "start")}
+    return {**fields, "settings": base.settings.to_dict(), "base": base.id, "trains_small": base.small}
+
+
 def _check(recipe: Recipe) -> None:
     choose("model", recipe.model, list_models())
+    choose("measure", recipe.measure, MEASURED)
     for key in recipe.data_options:
         choose("data option", key, DATA_OPTIONS)
+    for key in recipe.on_options:
+        choose("on option", key, DATA_OPTIONS)
     for key in recipe.published:
         choose("published key", key, PUBLISHED_KEYS)
     if recipe.published:
@@ -265,6 +309,7 @@ def run(
     data: str | None = None,
     test: str | None = None,
     caveat: str = "",
+    on: Mapping[str, str] | None = None,
     results_root: str | os.PathLike[str] | None = "results",
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -278,9 +323,11 @@ def run(
         seed: of the initial weights, the batches, augmentation and dropout; the data stays the same.
         data: another data set or file than the recipe's; it is recorded with the result.
         test: its test part, when that is a file of its own.
-        caveat: what a reader must know about ``data``, as in ``"JPEG copy"``.
+        caveat: what a reader must know about ``data`` and ``on``, as in ``"JPEG copy"``.
+        on: files in place of the sets to measure on, by the names that the recipe gives them.
         results_root: the folder of results; None records nothing.
-        checkpoint: a file; written after each epoch, continued from when it exists.
+        checkpoint: a file; written after each epoch, continued from when it exists. A recipe with a base takes that
+            of the base, so that a network is trained once for all that is measured on it.
         device: ``"auto"`` is the CUDA device where there is one, else the CPU.
         progress: see :func:`payattn.train.fit`.
         force: replace a recorded result and do not continue from the checkpoint.
@@ -298,17 +345,38 @@ def run(
         path = results.path_of(recipe.id, seed, small=recipe.small, root=results_root)
         if path.exists():
             raise FileExistsError(f"{path} is recorded already; nothing was run (--force runs it again)")
-    if force and checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+    file = None if checkpoint is None else Path(checkpoint)
+    if force and file is not None and not recipe.base:
+        file.unlink(missing_ok=True)
     where = pick_device(device)
     sets = load(data or recipe.data, device=where, test=test, **recipe.data_options)
     train_set, test_set = (replace(s, caveat=caveat) if caveat else s for s in sets)
-    model = build(recipe, seed, train_set)
-    settings = replace(recipe.settings, seed=seed)
-    history = fit(model, train_set, test_set, settings=settings, device=where, checkpoint=checkpoint, progress=progress)
+    measured_on = _measured_on(recipe, on or {}, (train_set, test_set), where, caveat)
+
+    def trained(which: Recipe, weights: Path | None) -> tuple[nn.Module, History]:
+        model = build(which, seed, train_set)
+        if which.start and not (weights and weights.exists()):
+            start_from(model, _start(which, seed, file, where, progress))
+        return model, fit(
+            model, train_set, test_set, settings=replace(which.settings, seed=seed), device=where,
+            checkpoint=weights, progress=progress,
+        )  # fmt: skip
+
+    def network(name: str) -> nn.Module:
+        other = get(name, small=recipe.trains_small)
+        return trained(other, None if file is None else file.parents[3] / weights_of(other, seed))[0]
+
+    model, history = trained(recipe, file)
+    final = {**evaluate(model, test_set), **localisation(model, test_set)}
+    if recipe.measure != "accuracy":
+        from payattn.measures import MEASURES
+
+        options = {"classes": train_set.classes, **recipe.measure_options}
+        final["measured"] = MEASURES[recipe.measure](model, measured_on, options, network)
+        final["on"] = {name: results.describe(parts[1]) for name, parts in measured_on.items()}
+    dtype = autocast_dtype(recipe.settings.amp, where) or torch.float32
     seconds = sum(epoch["seconds"] for epoch in history.epochs)
     images = sum(epoch["seconds"] * epoch["images_per_second"] for epoch in history.epochs)
-    dtype = autocast_dtype(settings.amp, where) or torch.float32
     result = {
         "schema": results.SCHEMA,
         "recipe": recipe.id,
@@ -317,7 +385,7 @@ def run(
         "model": {**model.spec, "parameters": sum(p.numel() for p in model.parameters())},  # type: ignore[dict-item]
         "data": {"train": results.describe(train_set), "test": results.describe(test_set)},
         **history.to_dict(),
-        "final": {**evaluate(model, test_set), **localisation(model, test_set)},
+        "final": final,
         "environment": results.environment(where, str(dtype).removeprefix("torch.")),
         "seconds": seconds,
         "images_per_second": images / seconds,
@@ -325,3 +393,72 @@ def run(
     if results_root is not None:
         results.write(result, results_root, force=force)
     return result
+
+
+def start_from(model: nn.Module, other: nn.Module) -> None:
+    """Copy the weights of another network of the same kind, all but the last linear layer, which knows its classes.
+
+    Raises:
+        ValueError: the networks differ in more than that layer.
+
+    Example:
+        >>> ten, five = (create("vgg-gap", classes, width=0.125) for classes in (10, 5))
+        >>> start_from(five, ten)
+        >>> torch.equal(five.trunk.layer1[0].weight, ten.trunk.layer1[0].weight)
+        True
+    """
+    own, given = model.state_dict(), other.state_dict()
+    differ = [key for key in own if key not in given or own[key].shape != given[key].shape]
+    last = {f"{name}.{part}" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+            for part in ("weight", "bias") if module.out_features == getattr(model, "classes", None)}  # fmt: skip
+    wrong = sorted(set(differ) - last | set(given) - set(own))
+    if wrong:
+        raise ValueError(f"the networks differ in {', '.join(wrong)[:200]}; start from a network of the same kind")
+    kept = {key: value for key, value in given.items() if key not in last}
+    constants = {key: own[key] for key in own if key.startswith("normalize.")}  # those of the new images
+    model.load_state_dict({**own, **kept, **constants})
+
+
+def _start(
+    recipe: Recipe, seed: int, file: Path | None, device: torch.device, progress: str | bool
+) -> nn.Module:
+    """The trained network that a recipe starts from, trained now where its checkpoint is not there."""
+    from payattn.data import load
+
+    other = get(recipe.start, small=recipe.trains_small)
+    train, test = load(other.data, device=device, **other.data_options)
+    model = build(other, seed, train)
+    weights = None if file is None else file.parents[3] / weights_of(other, seed)
+    fit(model, train, test, settings=replace(other.settings, seed=seed), device=device, checkpoint=weights,
+        progress=progress)  # fmt: skip
+    return model
+
+
+def weights_of(recipe: Recipe, seed: int) -> Path:
+    """Where the weights of a run lie, in the folder of checkpoints; a recipe with a base shares those of the base.
+
+    Example:
+        >>> weights_of(get("glyphs/pc"), 0).as_posix()
+        'learn-to-pay-attention/glyphs/pc/seed0.safetensors'
+    """
+    path = results.path_of(recipe.base or recipe.id, seed, small=recipe.trains_small, root="")
+    return path.with_suffix(".safetensors")
+
+
+def _measured_on(
+    recipe: Recipe, files: Mapping[str, str], own: tuple[ImageSet, ImageSet], device: torch.device, caveat: str
+) -> dict[str, tuple[ImageSet, ImageSet]]:
+    """The sets to measure on by name: the recipe's own two where it names none."""
+    from payattn.data import load
+
+    for name in files:
+        if name not in recipe.on:
+            names = ", ".join(recipe.on) or "its own data"
+            raise ValueError(f"{recipe.id} is not measured on {name!r}, only on {names}")
+    if not recipe.on:
+        return {own[1].name: own}
+    found = {}
+    for name in recipe.on:
+        train, test = load(files.get(name, name), device=device, **recipe.on_options)
+        found[name] = (replace(train, caveat=caveat), replace(test, caveat=caveat)) if caveat else (train, test)
+    return found

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from payattn import recipes, results
+from payattn.checkpoint import load_model
 from payattn.data import ImageSet
 from payattn.models import list_models
 from payattn.train import learning_rate
@@ -65,7 +66,7 @@ def test_every_recipe_is_complete_and_its_small_form_builds_its_network(name: st
         forms.append(recipes.get(name, small=True))
     except ValueError as error:
         assert "no small form" in str(error)  # noqa: PT017
-    data = ImageSet(torch.arange(256).byte().repeat(2 * 3 * 4).view(2, 3, 32, 32), torch.tensor([0, 1]), ("a", "b"))
+    data = recipes_data()
     model = recipes.build(forms[-1], 0, data)
     assert model(data.images).shape == (2, 2)
     assert sum(p.numel() for p in model.parameters()) < 1.5e6, "too large for a CPU"
@@ -86,6 +87,7 @@ def test_the_cifar_tables_hold_the_papers_recipe_and_numbers() -> None:
         "vgg": (7.77, 30.62), "vgg-gap": (9.87, 31.77), "vgg-att-dp": (6.14, 24.22), "vgg-att-pc": (5.67, 23.70),
         "vgg-att2-indep-dp": (5.91, 23.24), "vgg-att2-concat-dp": (5.86, 23.91), "vgg-att2-indep-pc": (5.36, 24.00),
         "vgg-att2-concat-pc": (5.23, 23.19), "vgg-att3-concat-pc": (6.34, 22.97),
+        "vgg-pan": (6.29, 24.35), "rn-164": (6.03, 25.34),
     }  # fmt: skip
     for column, table in enumerate(("cifar10", "cifar100")):
         rows = [recipes.get(name) for name in recipes.list_recipes(f"{table}/*")]
@@ -94,9 +96,47 @@ def test_the_cifar_tables_hold_the_papers_recipe_and_numbers() -> None:
         assert all(r.id.split("/")[-1] == r.model for r in rows)
 
 
+def test_the_fine_grained_tables_hold_the_papers_numbers() -> None:
+    expected = {
+        "svhn": {"vgg": 4.27, "vgg-gap": 5.84, "vgg-pan": 8.02, "vgg-att2-concat-pc": 3.74, "vgg-att3-concat-pc": 3.52},
+        "cub": {"vgg": 34.64, "vgg-gap": 29.50, "vgg-pan": 31.46, "vgg-att2-concat-pc": 26.80,
+                "vgg-att3-concat-pc": 26.95},
+    }  # fmt: skip
+    for table, errors in expected.items():
+        rows = [recipes.get(name) for name in recipes.list_recipes(f"{table}/*")]
+        assert {r.id.split("/")[-1]: r.published["error"] for r in rows if r.published} == errors
+        assert all(r.id.split("/")[-1] == r.model for r in rows)
+    cub = recipes.get("cub/vgg-att2-concat-pc")
+    assert (cub.start, cub.options, cub.settings.epochs) == ("cifar100/vgg-att2-concat-pc", {"layout": "cub"}, 320)
+    at = {e: learning_rate(cub.settings, e, 0, 46) for e in (29, 30, 60, 90, 120, 320)}
+    assert at == pytest.approx({29: 0.1, 30: 0.2, 60: 0.4, 90: 0.2, 120: 0.1, 320: 0.0015625}, rel=2e-3)
+    assert recipes.get("cub/vgg-pan").settings.batch_size == 32
+
+
+def test_a_network_starts_from_the_weights_of_another_but_for_its_last_layer(tiny: Path) -> None:
+    text = TINY.replace("[small]", '[rows.started]\nmodel = "vgg-att2-concat-pc"\nstart = "tiny/pc"\n[small]')
+    (tiny / "recipes" / "paper" / "tiny.toml").write_text(text)
+    recipe = recipes.get("tiny/started")
+    weights = tiny / "runs" / recipes.weights_of(recipe, 0)
+    frozen = replace(recipe, settings=replace(recipe.settings, lr=1e-30, weight_decay=0.0, epochs=1))
+    recipes.run(frozen, 0, results_root=None, checkpoint=weights, progress=False)
+    first = load_model(tiny / "runs" / recipes.weights_of(recipes.get("tiny/pc"), 0)).state_dict()
+    then = load_model(weights).state_dict()
+    learned = {key for key, value in first.items() if value.is_floating_point() and "running" not in key}
+    same = {key for key in learned if torch.allclose(first[key], then[key])}
+    assert learned - same == {"head.classifier.weight", "head.classifier.bias"}
+    other = recipes.build(recipes.get("tiny/control"), 0, recipes_data())
+    with pytest.raises(ValueError, match="start from a network of the same kind"):
+        recipes.start_from(other, load_model(weights))
+
+
+def recipes_data() -> ImageSet:
+    return ImageSet(torch.arange(256).byte().repeat(2 * 3 * 4).view(2, 3, 32, 32), torch.tensor([0, 1]), ("a", "b"))
+
+
 def test_no_published_number_comes_from_a_vague_memory() -> None:
     tags = {recipes.get(name).published.get("tag") for name in EVERY}
-    assert tags == {None, "recall-hi", "recall-med"}
+    assert tags == {None, "code", "recall-hi", "recall-med"}
     assert "lo" not in "".join(recipes.TAGS).replace("recall-", "")
 
 
@@ -295,3 +335,84 @@ def test_every_recorded_run_of_the_project_is_valid_and_belongs_to_a_recipe() ->
         if not run["small"]:
             now = replace(recipes.get(run["recipe"]).settings, seed=run["seed"]).to_dict()
             assert run["settings"] == now, f"{run['recipe']} was changed after it was run"
+
+
+# --- experiments on the networks of another recipe
+
+EXPERIMENT = """
+title = "experiment"
+[defaults]
+measure = "query"
+measure_options = { n = 8 }
+[rows.pc]
+base = "tiny/pc"
+[rows.control]
+base = "tiny/control"
+[small]
+measure_options = { n = 4 }
+"""
+
+
+@pytest.fixture
+def experiment(tiny: Path) -> Path:
+    (tiny / "recipes" / "paper" / "experiment.toml").write_text(EXPERIMENT)
+    return tiny
+
+
+def test_an_experiment_takes_network_data_and_settings_from_its_base(experiment: Path) -> None:
+    recipe, base = recipes.get("experiment/pc"), recipes.get("tiny/pc")
+    assert (recipe.model, recipe.options, recipe.data, recipe.data_options) == (
+        base.model, base.options, base.data, base.data_options)  # fmt: skip
+    assert recipe.settings == base.settings
+    assert recipe.base == base.id and recipe.measure == "query"
+    small, small_base = recipes.get("experiment/pc", small=True), recipes.get("tiny/pc", small=True)
+    assert small.settings == small_base.settings and small.measure_options == {"n": 4}
+
+
+def test_an_experiment_uses_the_weights_of_its_base_and_trains_nothing(experiment: Path) -> None:
+    base, recipe = recipes.get("tiny/pc"), recipes.get("experiment/pc")
+    weights = experiment / "runs" / recipes.weights_of(base, 1)
+    assert weights == experiment / "runs" / recipes.weights_of(recipe, 1)
+    first = recipes.run(base, 1, results_root=None, checkpoint=weights, progress=False)
+    before = weights.read_bytes()
+    result = recipes.run(recipe, 1, results_root=experiment / "results", checkpoint=weights, progress=False)
+    assert weights.read_bytes() == before
+    assert result["epochs"] == first["epochs"]
+    measured = result["final"]["measured"]["glyphs"]
+    assert set(measured) == {"layer10", "layer13"}
+    assert all(level["total_variation"] == 0 for level in measured.values()), "pc cannot see its query"
+    assert results.read(results.path_of(recipe.id, 1, root=experiment / "results")) == json.loads(json.dumps(result))
+
+
+def test_an_experiment_measures_on_the_file_given_for_a_set(experiment: Path, tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    text = EXPERIMENT.replace("measure_options = { n = 8 }", 'on = ["mine"]\non_options = { size = 16 }', 1)
+    (experiment / "recipes" / "paper" / "experiment.toml").write_text(text)
+    images = numpy.random.default_rng(0).integers(0, 256, (20, 24, 24, 3), dtype=numpy.uint8)
+    numpy.savez(tmp_path / "a.npz", images=images, labels=numpy.arange(20) % 2)
+    recipe = recipes.get("experiment/pc")
+    run = {"results_root": None, "progress": False, "caveat": "a copy"}
+    result = recipes.run(recipe, on={"mine": str(tmp_path / "a.npz")}, **run)  # type: ignore[arg-type]
+    assert set(result["final"]["measured"]) == {"mine"}
+    assert result["final"]["on"]["mine"]["size"] == [16, 16]
+    assert result["final"]["on"]["mine"]["caveat"] == "a copy"
+    with pytest.raises(ValueError, match=r"not measured on 'yours', only on mine"):
+        recipes.run(recipe, on={"yours": "b.npz"}, **run)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there is no data set 'mine'"):
+        recipes.run(recipe, **run)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('base = "tiny/pc"', 'base = "tiny/pq"', r"rows.pc\]: base: there is no recipe 'tiny/pq'"),
+        ('base = "tiny/pc"', 'base = "tiny/pc"\nmodel = "vgg"', "sets model, which its base 'tiny/pc' does"),
+        ('base = "tiny/pc"', 'base = "experiment/control"', "trains nothing itself; name paper/tiny/control"),
+        ('measure = "query"', 'measure = "queries"', "measure is 'queries'.*'query'"),
+    ],
+)
+def test_a_fault_in_an_experiment_is_named(experiment: Path, old: str, new: str, message: str) -> None:
+    assert old in EXPERIMENT
+    (experiment / "recipes" / "paper" / "experiment.toml").write_text(EXPERIMENT.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        recipes.get("experiment/pc")

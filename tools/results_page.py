@@ -11,11 +11,14 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bookfiles import ROOT, Fault, report
-from payattn import recipes, results
+from payattn import localize, recipes, results
+from payattn.data import load
+from payattn.data.files import EMBEDDED
 
 PAGE = "book/results.md"
 METRICS = {
@@ -26,6 +29,8 @@ METRICS = {
     "entropy": "entropy, uniform = 100",
 }
 CHANCE = {"pointing": "chance", "pointing_exact": "mask_share", "pointing_box": "chance_box"}
+# of an experiment: the numbers whose name holds this, without these parts
+SHOWN = {"attack": ("accuracy", ("shift", "check", "clean")), "cross-domain": ("accuracy", ())}
 MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
 HEAD = """\
 <!-- written by tools/results_page.py from recipes/ and results/: do not edit -->
@@ -72,6 +77,8 @@ def published(recipe: recipes.Recipe) -> list[str]:
     mark = MARKS[numbers["tag"]] if numbers else ""
     confirmed = f" (also in {numbers['confirmed']})" if "confirmed" in numbers else ""
     error = f"{numbers['error']:.2f}{mark}{confirmed}" if "error" in numbers else "–"
+    if "values" in numbers:
+        error = "; ".join(f"{column} {value:.2f}{mark}" for column, value in numbers["values"].items())
     return [error, f"{numbers['logged']:.2f}" if "logged" in numbers else "–"]
 
 
@@ -105,8 +112,26 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def maps_table(runs: Sequence[dict[str, Any]]) -> str:
-    """How well the maps of each level find the object, with what a random point scores."""
+@lru_cache
+def blind(name: str, options: str) -> dict[str, float]:
+    """What one map for all images scores: the mean mask of the training images. It never looks."""
+    train, test = load(name, device="cpu", **json.loads(options))
+    if train.masks is None or test.masks is None:
+        return {}
+    masks = test.masks
+    maps = train.masks.float().mean(0).expand(len(masks), -1, -1)
+    tolerance = localize.usual_tolerance(masks.shape[-1])
+    scores = {
+        "pointing": localize.pointing_game(maps, masks, tolerance),
+        "pointing_exact": localize.pointing_game(maps, masks),
+        "pointing_box": localize.pointing_game(maps, localize.boxes(masks)),
+        "iou": localize.iou_at_true_area(maps, masks),
+    }
+    return {metric: values.float().mean().item() for metric, values in scores.items()}
+
+
+def maps_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> str:
+    """How well the maps of each level find the object, with what a random point and one map for all images score."""
     runs = [run for run in runs if run["final"].get("levels")]
     if not runs:
         return ""
@@ -117,6 +142,10 @@ def maps_table(runs: Sequence[dict[str, Any]]) -> str:
     have = {m for m, key in chance if all(key in run["final"] for run in runs)}
     random = [percent(mean(runs, f"final.{key}")) if m in have else "–" for m, key in chance]
     rows = [["a random point", "", *random, ""]]
+    if recipe.data in EMBEDDED:
+        fixed = blind(recipe.data, json.dumps(dict(recipe.data_options), sort_keys=True))
+        known = [f"{100 * fixed[m]:.1f}" if m in fixed else "–" for m in metrics]
+        rows.append(["the mean mask, for every image", "", *known, ""])
     for group in groups(runs):
         for level in group[0]["final"]["levels"]:
             cells = [f"`{group[0]['recipe'].rsplit('/', 1)[1]}`{' (small form)' if group[0]['small'] else ''}", level]
@@ -125,6 +154,44 @@ def maps_table(runs: Sequence[dict[str, Any]]) -> str:
                 cells.append(percent(results.summary(group, f"final.levels.{level}.{m}")) if there else "–")
             rows.append([*cells, str(len(group))])
     return f"\nWhere the maps point:\n\n{markdown(head, rows)}"
+
+
+def leaves(value: dict[str, Any], path: str = "") -> dict[str, float]:
+    """The numbers of nested dicts by their path."""
+    found: dict[str, float] = {}
+    for key, part in value.items():
+        name = f"{path}, {key}" if path else key
+        found |= leaves(part, name) if isinstance(part, dict) else {name: part}
+    return found
+
+
+def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> str:
+    """What was measured besides accuracy: a row for each recipe, set and way, a column for each number."""
+    keep, skip = SHOWN.get(recipe.measure, ("", ()))
+    rows: list[tuple[list[str], dict[str, str]]] = []
+    for group in groups([run for run in runs if run["final"].get("measured")]):
+        for name, ways in group[0]["final"]["measured"].items():
+            for way in (w for w in ways if w not in skip):
+                parts = [leaves(run["final"]["measured"][name][way]) for run in group]
+                numbers = {k: [p[k] for p in parts] for k in parts[0] if keep in k and all(k in p for p in parts)}
+                cells = {k: number(values, recipe.measure) for k, values in numbers.items() if "classes" not in k}
+                first = f"`{group[0]['recipe'].rsplit('/', 1)[1]}`{' (small form)' if group[0]['small'] else ''}"
+                caveat = group[0]["final"]["on"].get(name, {}).get("caveat", "")
+                rows.append(([first, name + (f" ({caveat})" if caveat else ""), way, str(len(group))], cells))
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
+    head = ["recipe", "measured on", "", *columns, "seeds"]
+    return "\nThe experiment:\n\n" + markdown(
+        head, [[*names[:3], *(cells.get(c, "–") for c in columns), names[3]] for names, cells in rows])  # fmt: skip
+
+
+def number(values: Sequence[float], measure: str) -> str:
+    """Mean and spread over seeds; shares in per cent."""
+    scale, digits = (1, 2) if measure == "query" else (100, 1)
+    found = results.summary([{"value": value} for value in values], "value")
+    spread = f" ± {scale * found['sd']:.{digits}f}" if found["sd"] is not None else ""
+    return f"{scale * found['mean']:.{digits}f}{spread}"
 
 
 def mean(runs: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -137,15 +204,20 @@ def table(name: str, rows: Sequence[str], root: Path) -> str:
     all_recipes = [recipes.get(f"{name}/{row}", root=root / "recipes") for row in rows]
     runs = results.load_results(f"{name}/*", root / "results")
     error = any(recipe.published for recipe in all_recipes)
-    head = ["recipe", "network", *(["published error", "logged error"] if error else [])]
-    head += ["measured error" if error else "measured accuracy", "seeds", "measured on"]
+    other = any("values" in recipe.published for recipe in all_recipes)
+    columns = ["published accuracy" if other else "published error", "logged error"]
+    error = error and not other
+    head = ["recipe", "network", *(columns if error or other else [])]
+    head += ["measured error" if error else "measured accuracy", "seeds", "trained on"]
     cells = []
     for recipe in all_recipes:
         own = groups([run for run in runs if run["recipe"] == recipe.id]) or [[]]
-        first = [f"`{recipe.id.rsplit('/', 1)[1]}`", recipe.model, *(published(recipe) if error else [])]
+        first = [f"`{recipe.id.rsplit('/', 1)[1]}`", recipe.model, *(published(recipe) if error or other else [])]
         cells += [first + measured_columns(recipe, group, error) for group in own]
     notes = Counter(" ".join(recipe.note.split()) for recipe in all_recipes if recipe.note)
-    text = f"## {all_recipes[0].title}\n\nRecipes `{name}/...`.\n\n" + markdown(head, cells) + maps_table(runs)
+    text = f"## {all_recipes[0].title}\n\nRecipes `{name}/...`.\n\n" + markdown(head, cells)
+    measured = all_recipes[0].measure != "accuracy"
+    text += experiment_table(all_recipes[0], runs) if measured else maps_table(all_recipes[0], runs)
     for note, count in notes.most_common():
         which = [f"`{r.id.rsplit('/', 1)[1]}`" for r in all_recipes if " ".join(r.note.split()) == note]
         usual = "Unless said otherwise: " if 1 < count < len(rows) else ""

@@ -1,0 +1,192 @@
+"""What a recipe measures besides accuracy: one function per experiment of the paper, on a trained network.
+
+Every function takes ``(model, on, options, network)``:
+
+- ``on``: name to ``(train, test)``, the sets to measure on; the recipe's own when it names no other,
+- ``options``: ``measure_options`` of the recipe,
+- ``network``: gives the trained network of another recipe, with the same seed,
+
+and returns nested dicts of numbers, the outermost keyed by the names in ``on``.  Source: Jetley et al., ICLR 2018,
+section 5; what the paper leaves open is said in each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from payattn import generalize, localize, query, robust
+from payattn import maps as map_methods
+from payattn.data import ImageSet, balanced
+from payattn.train import evaluate, maps_of
+
+On = Mapping[str, tuple[ImageSet, ImageSet]]
+Network = Callable[[str], nn.Module]
+Measured = dict[str, Any]
+RULES = ("otsu", "mean")
+
+
+def cross_domain(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """Section 5.3: the network as a fixed feature extractor, a linear SVM on its features; or used as it is.
+
+    Options: ``direct`` (names of sets on which the network's own classifier is used too, as it is: by class number
+    and by class name), ``aliases`` (names of classes: the set's to the network's).
+
+    Returns:
+        per set ``svm``: accuracy and the C chosen by cross-validation on the training part; ``direct, train`` and
+        ``direct, test``: see :func:`payattn.generalize.direct`.
+    """
+    found: Measured = {}
+    for name, (train, test) in on.items():
+        part: Measured = {}
+        if name in options.get("direct", ()):
+            mapping = generalize.shared_classes(options["classes"], test.classes, options.get("aliases", {}))
+            part |= {f"direct, {split}": generalize.direct(model, data, mapping)
+                     for split, data in (("train", train), ("test", test)) if len(data)}  # fmt: skip
+        features = [generalize.features_of(model, data) for data in (train, test)]
+        part["svm"] = generalize.svm(features[0], train.labels.cpu(), features[1], test.labels.cpu())
+        found[name] = part
+    return found
+
+
+def segmentation(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """Section 5.4: maps enlarged, rescaled, cut by a threshold and compared with the masks.
+
+    The paper does not say how levels are combined nor how the threshold is chosen: all ways are reported. Beside the
+    network's own maps stand its gradient saliency and two maps that do not look at the image.
+
+    Options: ``whole`` (true: the training images too, where a set was not trained on).
+
+    Returns:
+        per set and way of making a map (each level, ``product``, ``mean``, ``max`` of the levels, ``saliency``,
+        ``centre``, ``random``) and rule (``otsu``, ``mean``, ``oracle``: the one threshold that is best for this
+        set): ``jaccard`` and ``corloc``, means over images; ``classes``: mean Jaccard of each class.
+    """
+    found: Measured = {}
+    for name, (train, test) in on.items():
+        test = _joined(train, test) if options.get("whole") else test
+        if test.masks is None:
+            raise ValueError(f"{name} has no masks, and segmentation needs them")
+        data = test.subset(test.masks.flatten(1).any(1))
+        masks = data.masks.cpu()  # type: ignore[union-attr]
+        ways = _ways(model, data, (masks.shape[1], masks.shape[2]))
+        found[name] = {way: _scores(maps, masks, data) for way, maps in ways.items()}
+    return found
+
+
+def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    masks = None if first.masks is None or second.masks is None else torch.cat([first.masks, second.masks])
+    return replace(first, images=torch.cat([first.images, second.images]),
+                   labels=torch.cat([first.labels, second.labels]), masks=masks)  # fmt: skip
+
+
+def _ways(model: nn.Module, data: ImageSet, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Maps (N, H, W) in [0, 1] by the way they were made."""
+    levels = maps_of(model, data)
+    ways = {level: localize.combine({level: maps}, size) for level, maps in levels.items()}
+    if len(levels) > 1:
+        ways |= {how: localize.combine(levels, size, how) for how in ("product", "mean", "max")}
+    device = next(model.parameters()).device
+    saliency = torch.cat([
+        map_methods.gradient_saliency(model, images.to(device)).cpu() for images in data.images.split(250)
+    ])
+    generator = torch.Generator().manual_seed(0)
+    blind = {"centre": map_methods.centre_prior(len(data), size),
+             "random": map_methods.random_maps(len(data), size, generator)}  # fmt: skip
+    return ways | {name: localize.rescale(maps) for name, maps in ({"saliency": saliency} | blind).items()}
+
+
+def _scores(maps: Tensor, masks: Tensor, data: ImageSet) -> Measured:
+    rules: Measured = {}
+    oracle = localize.oracle_threshold(maps, masks)
+    for rule in (*RULES, "oracle"):
+        predicted = localize.binarise(maps, oracle if rule == "oracle" else rule)
+        jaccard, labels = localize.jaccard(predicted, masks), data.labels.cpu()
+        rules[rule] = {
+            "jaccard": jaccard.mean().item(),
+            "corloc": localize.corloc(predicted, masks).float().mean().item(),
+            "classes": {
+                data.classes[k]: jaccard[labels == k].mean().item() for k in labels.unique().tolist()
+            },
+        }  # fmt: skip
+    return rules
+
+
+def attack(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """Section 5.5: adversarial images, white box and carried over from another network.
+
+    Budgets are L-infinity, in steps of 1/255 of pixels in [0, 1]; the paper does not say in which space it measures.
+
+    Options: ``epsilons`` (whole numbers of 1/255), ``n`` (images), ``attacks``, ``crafted_on`` (another recipe, whose
+    networks make the adversarial images that this one classifies).
+
+    Returns:
+        per set and attack (``fgsm``, ``pgd``, ``from ...``) and budget: ``accuracy``, ``fooled``; ``shift``: the
+        total variation between the maps of clean and FGSM images; ``check``: see
+        :func:`payattn.robust.masking_check`.
+    """
+    epsilons = [int(e) for e in options.get("epsilons", (1, 2, 4, 8, 16))]
+    found: Measured = {}
+    for name, (_, test) in on.items():
+        data = balanced(test, min(options.get("n", 500), len(test)))
+        part: Measured = {"clean": {"accuracy": evaluate(model, data)["accuracy"]}}
+        budgets = [e / 255 for e in epsilons]
+        kinds = options.get("attacks", ("fgsm", "pgd"))
+        runs: dict[str, tuple[str, nn.Module | None]] = {kind: (kind, None) for kind in kinds}
+        for other in options.get("crafted_on", ()):
+            runs[f"from {other.rsplit('/', 1)[-1]}"] = ("fgsm", network(other))
+        for label, (kind, maker) in runs.items():
+            curve = robust.curve(model, data, budgets, attack=kind, crafted_on=maker)
+            part[label] = {
+                f"{e}/255": {"accuracy": p["accuracy"], "fooled": p["fooled"]}
+                for e, p in zip(epsilons, curve, strict=True)
+            }
+        part["shift"] = _shift(model, data, epsilons)
+        found[name] = part
+    return found
+
+
+def _shift(model: nn.Module, data: ImageSet, epsilons: list[int]) -> Measured:
+    device = next(model.parameters()).device
+    images, labels = data.images[:250].to(device), data.labels[:250].to(device)
+    shifts: Measured = {}
+    for e in epsilons:
+        moved = robust.attention_shift(model, images, robust.fgsm(model, images, labels, e / 255))
+        shifts[f"{e}/255"] = {level: values.mean().item() for level, values in moved.items()}
+    return shifts if any(shifts.values()) else {}
+
+
+def query_swap(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """Section 5.6: maps of images under the query of another image. Options: ``n`` (images).
+
+    Returns:
+        per set and level: ``total_variation`` (mean and largest), ``slope`` (median, and 5 and 95 % points) and
+        ``r2`` (median) of the foreign map as a power of the own one, see :func:`payattn.query.temperature_between`.
+    """
+    found: Measured = {}
+    for name, (_, test) in on.items():
+        data = balanced(test, min(options.get("n", 500), len(test)))
+        device = next(model.parameters()).device
+        images = data.images.to(device)
+        levels = query.swap(model, images, images.roll(len(images) // 2, 0))
+        found[name] = {level: _change(swapped) for level, swapped in levels.items()}
+    return found
+
+
+def _change(swapped: Mapping[str, Tensor]) -> Measured:
+    moved, slope = swapped["total_variation"].double(), swapped["slope"].double()
+    low, middle, high = (slope.quantile(q).item() for q in (0.05, 0.5, 0.95))
+    return {"total_variation": moved.mean().item(), "most": moved.max().item(), "slope": middle, "slope_low": low,
+            "slope_high": high, "r2": swapped["r2"].double().median().item()}  # fmt: skip
+
+
+MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measured]] = {
+    "cross-domain": cross_domain,
+    "segmentation": segmentation,
+    "attack": attack,
+    "query": query_swap,
+}
