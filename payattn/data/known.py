@@ -235,14 +235,14 @@ class _Birds:
     def _parts(self, text: list[str], ids: list[str]) -> Tensor:
         """(N, P, 3): x, y, visible, in pixels of the original images."""
         rows = self._rows("part_locs.txt", text, 5)
-        parts = {row[1] for row in rows}
+        count = len({row[1] for row in rows})
         place = {i: k for k, i in enumerate(ids)}
-        out = torch.zeros(len(ids), len(parts), 3)
+        out = torch.zeros(len(ids), count, 3)
         try:
-            if len(rows) != len(ids) * len(parts):
-                raise ValueError(f"{len(rows)} rows for {len(ids)} images and {len(parts)} parts")
-            for image, part, *values in rows:
-                out[place[image], int(part) - 1] = torch.tensor([float(v) for v in values])
+            if len(rows) != len(ids) * count:
+                raise ValueError(f"{len(rows)} rows for {len(ids)} images and {count} parts")
+            out[[place[row[0]] for row in rows], [int(row[1]) - 1 for row in rows]] = torch.tensor(
+                [[float(v) for v in row[2:]] for row in rows])
         except (ValueError, KeyError, IndexError) as error:
             raise fault(self.path, f"part_locs.txt does not fit images.txt ({error})", AGAIN) from error
         return out
