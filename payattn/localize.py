@@ -290,12 +290,9 @@ def combine(maps: Mapping[str, Tensor], size: int | tuple[int, int], how: str = 
 
 
 def _on(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Maps enlarged to (N, H, W) and rescaled.
-
-    The rescaling before it changes nothing but rounding, which would give a constant map a pattern.
-    """
+    """Maps enlarged to (N, H, W) and rescaled."""
     height, width = (size, size) if isinstance(size, int) else size
-    return rescale(_upsample(rescale(maps), (height, width)).unflatten(1, (height, width)))
+    return rescale(_upsample(_finite(maps), (height, width)).unflatten(1, (height, width)))
 
 
 def otsu(maps: Tensor, bins: int = 256) -> Tensor:

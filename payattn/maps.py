@@ -38,17 +38,27 @@ def frozen(model: nn.Module, gradients: bool = True) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     learns = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    tensor = next(iter(learns), None)
-    device = "cpu" if tensor is None else tensor.device.type
+    precise = torch.autocast(device_of(model).type, enabled=False)
     try:
         model.eval().requires_grad_(False)
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients), torch.autocast(device, enabled=False):
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), precise:
             yield
     finally:
         for module, training in modes.items():
             module.training = training
         for parameter, learning in learns.items():
             parameter.requires_grad_(learning)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a network are, or its buffers; a network without either is on the CPU.
+
+    Example:
+        >>> device_of(nn.Linear(2, 2)), device_of(nn.Identity())
+        (device(type='cpu'), device(type='cpu'))
+    """
+    tensor = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def pixels_of(images: Tensor) -> Tensor:
@@ -136,6 +146,7 @@ def image_gradient(score: Tensor, images: Tensor) -> Tensor:
 
     Raises:
         ValueError: a score that does not depend on the images by differentiable steps.
+        FloatingPointError: a gradient that is not finite.
 
     Example:
         >>> images = torch.ones(1, 3, 1, 1, requires_grad=True)
@@ -145,6 +156,8 @@ def image_gradient(score: Tensor, images: Tensor) -> Tensor:
     if score.requires_grad:
         (gradient,) = torch.autograd.grad(score.sum(), images, allow_unused=True)
         if gradient is not None:
+            if not gradient.isfinite().all():
+                raise FloatingPointError("the gradient with respect to the images is not finite; are the logits?")
             return gradient
     raise ValueError(
         "the logits do not depend on the images by differentiable steps: does the model round, detach, or run under "
