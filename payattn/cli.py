@@ -1,4 +1,4 @@
-"""The command ``payattn``: train, evaluate, maps, recipes, doctor.
+"""The command ``payattn``: train, evaluate, maps, attack, recipes, doctor.
 
 A mistake of the user is answered in one line on standard error, with exit code 2; 1 means that something is wrong
 with the machine (doctor), 130 that the user stopped a run.
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="payattn", description="Attention in CNNs: train, measure, look.")
     top.add_argument("--version", action="version", version=f"payattn {_version('payattn')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for function, add in ((train, _train_arguments), (evaluate, _evaluate_arguments), (maps, _maps_arguments)):
+    for function, add in ((train, _train_arguments), (evaluate, _evaluate_arguments), (maps, _maps_arguments),
+                          (attack, _attack_arguments)):  # fmt: skip
         add(_command(commands, function))
     listing = _command(commands, recipes)
     listing.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'glyphs/*'")
@@ -81,6 +82,27 @@ def _maps_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scale", default="each", choices=("each", "shared", "uniform"), help="of the colours")
     command.add_argument("--out", default="maps.png", metavar="PNG")
     _machine_arguments(command)
+
+
+def _attack_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of train or save_weights")
+    command.add_argument("--data", metavar="DATA", required=True, help=MEASURED_ON)
+    command.add_argument("--epsilons", type=_budgets, default=[1, 2, 4, 8, 16], metavar="1,2,4",
+                         help="budgets in 1/255 of a pixel in [0, 1] (1,2,4,8,16)")  # fmt: skip
+    command.add_argument("--kind", default="fgsm", choices=("fgsm", "pgd"))
+    command.add_argument("--crafted-on", metavar="WEIGHTS", help="make the images with this network (transfer)")
+    command.add_argument("--count", type=int, default=1000, help="how many images, classes in equal numbers (1000)")
+    _machine_arguments(command)
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = [float(part) for part in text.split(",")]
+    except ValueError:
+        budgets = [-1.0]
+    if not all(0 <= budget <= 255 for budget in budgets):
+        raise argparse.ArgumentTypeError(f"budgets are numbers from 0 to 255 such as 1,2,4,8, got {text!r}")
+    return budgets
 
 
 def _machine_arguments(command: argparse.ArgumentParser) -> None:
@@ -243,6 +265,29 @@ def maps(given: argparse.Namespace) -> int:
     return 0
 
 
+def attack(given: argparse.Namespace) -> int:
+    """Attack trained weights with adversarial images and print accuracy and fooling rate for each budget."""
+    from payattn import checkpoint, robust
+    from payattn.data import balanced
+    from payattn.train import evaluate as measure
+    from payattn.train import pick_device
+
+    if given.count < 1:
+        raise ValueError(f"--count must be at least 1, got {given.count}")
+    model, device = checkpoint.load_model(given.weights), pick_device(given.device)
+    data = _measured_on(given, str(device))
+    data = balanced(data, min(given.count, len(data)))
+    maker = None if given.crafted_on is None else checkpoint.load_model(given.crafted_on).to(device)
+    model.to(device)
+    print(f"{given.kind}, {len(data)} images of {data.name}, clean accuracy {measure(model, data)['accuracy']:.4f}")
+    budgets = [budget / 255 for budget in given.epsilons]
+    for budget, point in zip(
+        given.epsilons, robust.curve(model, data, budgets, attack=given.kind, crafted_on=maker), strict=True
+    ):
+        print(f"{budget:5g}/255  accuracy {point['accuracy']:.4f}  fooled {point['fooled']:.4f}", flush=True)
+    return 0
+
+
 def _read_image(path: str, size: int) -> Tensor:
     """An image file as uint8 (3, size, size): the shorter side scaled to ``size``, the middle cut out."""
     import numpy
@@ -270,7 +315,7 @@ def recipes(given: argparse.Namespace) -> int:
     for name in names:
         recipe = table.get(name)
         mine = [run for run in runs if run["recipe"] == name]
-        said = f"published {recipe.published['error']:5.2f} % error" if recipe.published else ""
+        said = f"published {recipe.published['error']:5.2f} % error" if "error" in recipe.published else ""
         print(f"{name:<{wide}}  {said:<24}  {'; '.join(_ran(mine)) or 'not run'}".rstrip())
     return 0
 

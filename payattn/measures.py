@@ -28,6 +28,7 @@ On = Mapping[str, tuple[ImageSet, ImageSet]]
 Network = Callable[[str], nn.Module]
 Measured = dict[str, Any]
 RULES = ("otsu", "mean")
+CHANGES = ("total_variation", "slope", "r2")
 
 
 def cross_domain(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
@@ -126,8 +127,8 @@ def attack(model: nn.Module, on: On, options: Mapping[str, Any], network: Networ
 
     Returns:
         per set and attack (``fgsm``, ``pgd``, ``from ...``) and budget: ``accuracy``, ``fooled``; ``shift``: the
-        total variation between the maps of clean and FGSM images; ``check``: see
-        :func:`payattn.robust.masking_check`.
+        total variation between the maps of clean and FGSM images; ``check``: by sign of masked gradients, at 8/255,
+        ``value``, ``bound`` and ``passed`` (0 or 1), see :func:`payattn.robust.masking_check`.
     """
     epsilons = [int(e) for e in options.get("epsilons", (1, 2, 4, 8, 16))]
     found: Measured = {}
@@ -146,18 +147,26 @@ def attack(model: nn.Module, on: On, options: Mapping[str, Any], network: Networ
                 for e, p in zip(epsilons, curve, strict=True)
             }
         part["shift"] = _shift(model, data, epsilons)
+        makers = options.get("crafted_on", ())
+        signs = robust.masking_check(model, data, 8 / 255, crafted_on=network(makers[0]) if makers else None)
+        part["check"] = {
+            sign: {key: float(found[key]) for key in ("value", "bound", "passed")}
+            for sign, found in signs.items() if found["passed"] is not None
+        }  # fmt: skip
         found[name] = part
     return found
 
 
 def _shift(model: nn.Module, data: ImageSet, epsilons: list[int]) -> Measured:
+    if not (model.levels and hasattr(model, "attend")):
+        return {}  # no map, or one made for a class: no weight that could move
     device = next(model.parameters()).device
     images, labels = data.images[:250].to(device), data.labels[:250].to(device)
     shifts: Measured = {}
     for e in epsilons:
         moved = robust.attention_shift(model, images, robust.fgsm(model, images, labels, e / 255))
         shifts[f"{e}/255"] = {level: values.mean().item() for level, values in moved.items()}
-    return shifts if any(shifts.values()) else {}
+    return shifts
 
 
 def query_swap(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
@@ -172,13 +181,19 @@ def query_swap(model: nn.Module, on: On, options: Mapping[str, Any], network: Ne
         data = balanced(test, min(options.get("n", 500), len(test)))
         device = next(model.parameters()).device
         images = data.images.to(device)
-        levels = query.swap(model, images, images.roll(len(images) // 2, 0))
-        found[name] = {level: _change(swapped) for level, swapped in levels.items()}
+        parts = [
+            query.swap(model, own, other)
+            for own, other in zip(images.split(100), images.roll(len(images) // 2, 0).split(100), strict=True)
+        ]
+        found[name] = {
+            level: _change({key: torch.cat([part[level][key] for part in parts]) for key in CHANGES})
+            for level in parts[0]
+        }
     return found
 
 
 def _change(swapped: Mapping[str, Tensor]) -> Measured:
-    moved, slope = swapped["total_variation"].double(), swapped["slope"].double()
+    moved, slope = (swapped[key].double() for key in CHANGES[:2])
     low, middle, high = (slope.quantile(q).item() for q in (0.05, 0.5, 0.95))
     return {"total_variation": moved.mean().item(), "most": moved.max().item(), "slope": middle, "slope_low": low,
             "slope_high": high, "r2": swapped["r2"].double().median().item()}  # fmt: skip

@@ -11,8 +11,8 @@ import numpy
 import pytest
 import torch
 
-from payattn import checkpoint, cli, recipes, train
-from payattn.data import ImageSet, glyphs
+from payattn import checkpoint, cli, recipes, robust, train
+from payattn.data import ImageSet, balanced, glyphs, load
 from payattn.models import create
 
 TINY = """
@@ -62,6 +62,26 @@ def test_train_takes_a_pattern_and_recipes_lists_what_was_run(folder: Path, caps
     said = capsys.readouterr().out.splitlines()
     assert any(line.startswith("paper/tiny/control  published  7.50 % error") and "ran 1:" in line for line in said)
     assert any(line.endswith("% error (small form, glyphs, only a test)") for line in said)
+
+
+def test_attack_prints_what_curve_measures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nets = []
+    for seed, name in enumerate(("vgg", "vgg-gap")):
+        torch.manual_seed(seed)
+        nets.append(create(name, width=1 / 32))
+        checkpoint.save_weights(nets[-1], f"{name}.safetensors")
+    test = balanced(load("glyphs", device="cpu")[1], 40)
+    command = ["attack", "vgg.safetensors", "--data", "glyphs", "--epsilons", "0,8", "--count", "40", "--device", "cpu"]
+    transfer = ["--kind", "pgd", "--crafted-on", "vgg-gap.safetensors"]
+    for extra, attack, maker in ([], "fgsm", None), (transfer, "pgd", nets[1]):
+        assert cli.main(command + extra) == 0
+        said = capsys.readouterr().out.splitlines()
+        points = robust.curve(nets[0].eval(), test, [0, 8 / 255], attack=attack, crafted_on=maker)
+        wanted = [f"accuracy {p['accuracy']:.4f}  fooled {p['fooled']:.4f}" for p in points]
+        assert [line.split("255  ")[1] for line in said[1:]] == wanted
+    with pytest.raises(SystemExit):
+        cli.main([*command[:4], "--epsilons", "1,300"])
+    assert "budgets are numbers from 0 to 255" in capsys.readouterr().err
 
 
 def test_a_run_stopped_by_the_user_continues(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
