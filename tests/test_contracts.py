@@ -18,15 +18,27 @@ import payattn
 from payattn.models import create, list_models
 
 NAMES = list_models()
-WITH_MAPS = [name for name in NAMES if create(name, width=0.01).levels]
-SOFTMAX = [name for name in WITH_MAPS if name != "vgg-gap"]  # its class activation map is no distribution
-ATTENTION = [name for name in NAMES if name.startswith("vgg-att")]
-REPRESENTATIVE = ["vgg-gap", "vgg-att3-indep-additive"]
+ATTENTION = [name for name in NAMES if "-att" in name]  # with levels, a query and their options
+REPRESENTATIVE = ["vgg-gap", "vgg-pan", "vgg-att3-indep-additive", "rn-164", "rn-164-att2-concat-dp"]
+
+
+def small(name: str) -> dict[str, Any]:
+    """Options that make a network tiny: few channels, and one block per stage."""
+    return {"width": 0.125, "depth": 11} if name.startswith("rn-") else {"width": 0.05}
 
 
 def tiny(name: str, *, seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    return create(name, 5, **({"width": 0.05} | options))
+    return create(name, 5, **(small(name) | options))
+
+
+def softmax_levels(name: str) -> tuple[str, ...]:
+    """Levels whose map sums to one; a class activation map does not, nor the mask of progressive attention."""
+    levels: tuple[str, ...] = tiny(name).levels
+    return {"vgg-gap": (), "vgg-pan": ("layer13",)}.get(name, levels)
+
+
+SOFTMAX = [name for name in NAMES if softmax_levels(name)]
 
 
 def pictures(n: int = 2, height: int = 16, width: int = 16, seed: int = 1) -> Tensor:
@@ -88,8 +100,9 @@ def test_one_image_alone_gives_what_it_gives_in_a_batch(name: str) -> None:
 def test_maps_are_non_negative_and_sum_to_one(name: str) -> None:
     for mode in (True, False):
         _, maps = tiny(name).train(mode)(floats(), return_maps=True)
-        for level, a in maps.items():
-            assert (a >= 0).all()
+        assert all((a >= 0).all() for a in maps.values())
+        for level in softmax_levels(name):
+            a = maps[level]
             torch.testing.assert_close(a.sum(dim=(1, 2)), torch.ones(2), rtol=0, atol=1e-5, msg=level)
 
 
@@ -100,9 +113,8 @@ def test_maps_stay_in_float32_under_autocast(name: str) -> None:
         logits, maps = model(images, return_maps=True)
     assert all(a.dtype == torch.float32 for a in maps.values())
     assert torch.allclose(logits.float(), model(images), rtol=0.1, atol=0.1)
-    for level, a in maps.items():
-        if name in SOFTMAX:  # in bfloat16 the sum would miss one by a per cent
-            torch.testing.assert_close(a.sum(dim=(1, 2)), torch.ones(2), rtol=0, atol=1e-5, msg=level)
+    for level in softmax_levels(name):  # in bfloat16 the sum would miss one by a per cent
+        torch.testing.assert_close(maps[level].sum(dim=(1, 2)), torch.ones(2), rtol=0, atol=1e-5, msg=level)
 
 
 def test_attention_computes_in_float32_on_the_half_precision_features_of_autocast() -> None:
@@ -150,9 +162,11 @@ def test_pickle_deepcopy_and_state_dict_keep_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_spec_builds_the_model_again(name: str) -> None:
-    options: dict[str, Any] = {"width": 0.04, "dropout": 0.5, "mean": (0.4, 0.5, 0.6)}
+    options: dict[str, Any] = small(name) | {"width": 0.04, "dropout": 0.5, "mean": (0.4, 0.5, 0.6)}
     if name in ATTENTION:
-        options |= {"norm": "sigmoid-mean", "project": "local", "tap": "post", "gradient_merge": "mean"}
+        options |= {"norm": "sigmoid-mean", "project": "local", "gradient_merge": "mean"}
+    if name.startswith("vgg"):
+        options |= {"layout": "cub"} | ({"tap": "post"} if name in ATTENTION else {})
     model = tiny(name, **options)
     assert model.spec == {"name": name, "classes": 5, "options": options}
     again: Any = create(model.spec["name"], model.spec["classes"], **model.spec["options"])
@@ -165,7 +179,7 @@ def test_the_spec_builds_the_model_again(name: str) -> None:
 def test_neither_images_nor_query_are_changed(name: str) -> None:
     model, images = tiny(name), floats()
     before = images.clone()
-    query = torch.randn(2, 26)
+    query = torch.randn(2, getattr(model, "query_length", 1))
     query_before = query.clone()
     model(images, return_maps=True, **({"query": query} if name in ATTENTION else {}))[0].sum().backward()
     assert torch.equal(images, before)
@@ -176,6 +190,18 @@ def test_neither_images_nor_query_are_changed(name: str) -> None:
 def test_the_same_seed_gives_the_same_network_and_the_same_dropout(name: str) -> None:
     one, two = (tiny(name)(floats(), return_maps=True) for _ in range(2))
     assert_same(one, two, exact=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_what_the_last_linear_layer_sees(name: str) -> None:
+    model, images = tiny(name).eval(), floats()
+    linear = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
+    if "-indep-" in name:  # one classifier per level, side by side
+        seen, widths = model.features(images), [layer.in_features for layer in linear]
+        assert seen.shape == (2, sum(widths))
+        return
+    (last,) = linear
+    torch.testing.assert_close(last(model.features(images)), model(images))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -232,6 +258,8 @@ UNASKED = "uniform weights do not look at the query"
 SHIFT = "the softmax over positions cancels a constant added to all scores"
 BOTH = "it shifts all scores alike and moves the descriptor by a constant, which the batch norm behind it subtracts"
 QUERY_BRANCH = ("trunk.layer14.*", "trunk.layer15.*", "fc1.*", "attention.layer7.project_query.*")
+OWN_BRANCH = ("layer14.*", "layer15.*", "fc1.*")
+RESIDUAL_BRANCH = ("norm.*", "layer.*", "fc1.*", "attention.stage2.project_query.*")
 DEAD: list[tuple[str, str, dict[str, str], str]] = [
     ("trunk.layer*.0.bias", "vgg*", {}, BIAS),
     ("fc1.1.bias", "vgg", {}, BIAS),
@@ -245,6 +273,28 @@ DEAD: list[tuple[str, str, dict[str, str], str]] = [
     ],
     *[
         ("attention.layer7.project_local.bias", f"vgg-att3-*-{score}", {"norm": "softmax"}, BOTH)
+        for score in ("pc", "dp", "scaled-dp", "uniform")
+    ],
+    ("branch.layer*.0.bias", "vgg-pan", {}, BIAS),
+    ("branch.fc1.1.bias", "vgg-pan", {"level": "layer7"}, BIAS),
+    *[(branch, "vgg-pan", {}, CANCELS) for branch in QUERY_BRANCH[:3]],
+    ("attention.layer13.bias", "vgg-pan", {}, SHIFT),
+    *[(f"branch.{layer}", "vgg-pan", {"mask": "softmax"}, CANCELS) for layer in OWN_BRANCH],
+    ("attention.layer10.bias", "vgg-pan", {"mask": "softmax"}, SHIFT),
+    ("branches.layer*.layer*.0.bias", "vgg-att3-concat-dp", {"queries": "separate"}, BIAS),
+    ("branches.layer7.fc1.1.bias", "vgg-att3-concat-dp", {"queries": "separate"}, BIAS),
+    *[(f"branches.*.{layer}", "vgg-att3-concat-pc", {"queries": "separate"}, CANCELS) for layer in OWN_BRANCH],
+    ("layer.0.bias", "rn-164-att*", {}, BIAS),
+    ("fc1.1.bias", "rn-164-att-control", {}, BIAS),
+    *[(branch, "rn-164-att2-concat-pc", {"norm": "softmax"}, CANCELS) for branch in RESIDUAL_BRANCH],
+    *[(branch, "rn-164-att2-concat-uniform", {}, UNASKED) for branch in RESIDUAL_BRANCH[:3]],
+    *[
+        (f"attention.{level}.bias", f"rn-164-att2-concat-{score}", {"norm": "softmax"}, SHIFT)
+        for level in ("stage2", "stage3")
+        for score in ("pc", "additive")
+    ],
+    *[
+        ("attention.stage2.project_local.bias", f"rn-164-att2-concat-{score}", {"norm": "softmax"}, BOTH)
         for score in ("pc", "dp", "scaled-dp", "uniform")
     ],
 ]
@@ -265,8 +315,8 @@ def silent_parameters(model: nn.Module) -> set[str]:
     largest = {name: 0.0 for name, _ in model.named_parameters()}
     for seed in range(2):
         model.zero_grad()
-        images = floats(6, seed=seed).double()
-        F.cross_entropy(model(images), torch.arange(6) % 5).backward()
+        images = floats(12, seed=seed).double()
+        F.cross_entropy(model(images), torch.arange(12) % 5).backward()
         for name, p in model.named_parameters():
             largest[name] = max(largest[name], 0.0 if p.grad is None else p.grad.abs().max().item())
     typical = sorted(largest.values())[-len(largest) // 4]
@@ -276,7 +326,9 @@ def silent_parameters(model: nn.Module) -> set[str]:
 CASES: list[tuple[str, dict[str, Any]]] = [
     *[(name, {}) for name in NAMES],
     *[(name, {"norm": "sigmoid-sum"}) for name in ATTENTION if "-concat-" in name],
-    *[(name, {"project": "local"}) for name in ATTENTION if name.startswith("vgg-att3-concat-")],
+    *[(name, {"project": "local"}) for name in ATTENTION if name.startswith(("vgg-att3-concat-", "rn-164-att2-"))],
+    *[("vgg-pan", options) for options in ({"mask": "softmax"}, {"level": "layer7"})],
+    *[(f"vgg-att3-concat-{score}", {"queries": "separate"}) for score in ("dp", "pc")],
 ]
 
 
