@@ -156,23 +156,34 @@ def test_the_own_image_as_template_changes_nothing_and_each_image_may_have_its_o
         torch.testing.assert_close(turned[level]["swapped"][:1], single[level]["swapped"])
 
 
+class Louder(nn.Module):
+    """Asked for its query, it gives a multiple of it."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def query(self, images: Tensor) -> Tensor:
+        return self.factor * self.model.query(images)
+
+    def forward(self, *arguments: object, **options: object) -> object:
+        return self.model(*arguments, **options)
+
+
 def test_a_doubled_query_is_a_temperature_for_the_dot_product() -> None:
-    class Doubled(nn.Module):
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def query(self, images: Tensor) -> Tensor:
-            return 2 * self.model.query(images)
-
-        def forward(self, *arguments: object, **options: object) -> object:
-            return self.model(*arguments, **options)
-
-    model = net("vgg-att2-concat-dp", init="default", project="query")
-    found = swap(Doubled(model), IMAGES, IMAGES)["layer13"]
+    found = swap(Louder(net("vgg-att2-concat-dp", init="default"), 2.0), IMAGES, IMAGES)["layer13"]
     torch.testing.assert_close(found["slope"], torch.full((3,), 2.0))
     torch.testing.assert_close(found["r2"], torch.ones(3))
     assert (found["total_variation"] > 0).all()
+
+
+def test_rounding_is_not_reported_as_a_change() -> None:
+    louder = Louder(net("vgg-att2-concat-pc").double().eval(), 1000.0)
+    images = IMAGES.double()
+    maps = [louder(images, return_maps=True, query=q)[1] for q in (None, louder.query(images))]
+    assert any((maps[0][level] != maps[1][level]).any() for level in maps[0]), "nothing is rounded: this tests nothing"
+    for values in swap(louder, images, images).values():
+        assert values["total_variation"].tolist() == [0, 0, 0] and values["slope"].tolist() == [1, 1, 1]
 
 
 def test_the_model_is_left_as_it_was_found() -> None:
