@@ -1,4 +1,4 @@
-"""The networks of Learn To Pay Attention: counts, shapes, initialisation, gradients and the external query.
+"""The VGG networks of Learn To Pay Attention: counts, shapes, initialisation, gradients and the external query.
 
 Numbers in the names (``golden_07``) are those of the golden checks in the specification of Learn To Pay Attention.
 What must hold for every registered network alike stands in ``test_contracts.py``.
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from payattn import models
 from payattn.attention import SpatialAttention
-from payattn.models import ConvBlock, Normalize, create, list_models, pool, scale_gradient, unit_range
+from payattn.models import ConvBlock, Normalize, create, list_models, pool, scale_gradient, shrink, unit_range
 
 TINY = 0.05
 
@@ -49,6 +49,7 @@ def largest_gradient(model: nn.Module, prefix: str) -> float:
 COUNTS: dict[str, tuple[int, int, int]] = {  # for 10, 100 and 200 classes: section 3.2 of the specification
     "vgg": (14_991_946, 15_038_116, 15_089_416),
     "vgg-gap": (14_728_266, 14_774_436, 14_825_736),
+    "vgg-pan": (24_698_956, 24_745_126, 24_796_426),
     "vgg-att-control": (19_713_610, 19_759_780, 19_811_080),
     "vgg-att-dp": (19_713_610, 19_759_780, 19_811_080),
     "vgg-att-pc": (19_714_123, 19_760_293, 19_811_593),
@@ -124,10 +125,10 @@ def test_golden_08_maps_features_query_and_head_have_the_paper_s_shapes() -> Non
 
 
 def test_golden_08_levels_are_named_as_in_the_paper() -> None:
-    levels = {name: create(name, width=TINY).levels for name in list_models()}
+    levels = {name: create(name, width=TINY).levels for name in list_models("vgg*")}
     assert levels["vgg"] == levels["vgg-att-control"] == ()
     assert levels["vgg-gap"] == levels["vgg-att-pc"] == ("layer13",)
-    assert levels["vgg-att2-indep-dp"] == ("layer10", "layer13")
+    assert levels["vgg-att2-indep-dp"] == levels["vgg-pan"] == ("layer10", "layer13")
     assert levels["vgg-att3-concat-additive"] == ("layer7", "layer10", "layer13")
 
 
@@ -159,6 +160,175 @@ def test_golden_08_layers_give_maps_of_the_stated_sizes_at_the_stated_cost(name:
         model.eval()(torch.empty(1, 3, 32, 32))
     assert sides == SIDES[name]
     assert cost == pytest.approx(MULTIPLY_ADDS[name], rel=2e-3)
+
+
+def multiply_adds(name: str, side: int, **options: Any) -> float:
+    """Of all convolutions, for one image."""
+    cost = 0
+
+    def record(module: Any, inputs: Any, out: Tensor) -> None:
+        nonlocal cost
+        cost += out[0, 0].numel() * module.weight.numel()
+
+    with torch.device("meta"):
+        model = create(name, 10, **options)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(record)
+        model.eval()(torch.empty(1, 3, side, side))
+    return cost
+
+
+def test_golden_08_progressive_attention_costs_what_the_table_says() -> None:
+    assert multiply_adds("vgg-pan", 32) == pytest.approx(3.833e9, rel=2e-4)
+
+
+# The layout for 80 pixels (CUB)
+
+
+def test_golden_08_the_layout_for_80_pixels_has_the_stated_maps() -> None:
+    for name, expected in {
+        "vgg-att2-concat-pc": [(16, 16), (8, 8)], "vgg-att3-concat-pc": [(32, 32), (16, 16), (8, 8)],
+        "vgg-pan": [(16, 16), (8, 8)], "vgg-gap": [(8, 8)],
+    }.items():  # fmt: skip
+        with torch.device("meta"):
+            maps = create(name, 200, layout="cub")(torch.empty(2, 3, 80, 80), return_maps=True)[1]
+        assert [tuple(a.shape[1:]) for a in maps.values()] == expected, name
+
+
+def test_golden_08_the_layout_for_80_pixels_has_the_stated_sides_and_cost() -> None:
+    sides: list[int] = []
+    with torch.device("meta"):
+        model = create("vgg", 200, layout="cub")
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda m, i, out: sides.append(out.shape[-1]))
+        model.eval()(torch.empty(1, 3, 80, 80))
+    assert sides == [80, 80, 40, 40, 20, 20, 20, 10, 10, 10, 5, 5, 3]
+    assert multiply_adds("vgg", 80, layout="cub") == pytest.approx(1.92e9, rel=3e-3)
+    assert multiply_adds("vgg-att2-concat-pc", 80, layout="cub") == pytest.approx(13.1e9, rel=4e-3)
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg-gap", "vgg-pan", "vgg-att2-concat-pc", "vgg-att3-concat-pc"])
+def test_golden_09_the_layout_changes_no_parameter(name: str) -> None:
+    assert count(name, 200, layout="cub") == COUNTS[name][2]
+    torch.manual_seed(0)
+    one = create(name, 5, width=TINY)
+    torch.manual_seed(0)
+    two = create(name, 5, width=TINY, layout="cub")
+    two.load_state_dict(one.state_dict())  # the paper starts on CUB from a network trained on CIFAR-100
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_golden_15_the_first_level_at_80_pixels_is_an_adaptive_pool_to_32() -> None:
+    for height, width in ((80, 80), (40, 15)):
+        x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        doubled = F.interpolate(x, scale_factor=2, mode="nearest")
+        assert torch.equal(shrink(x), F.max_pool2d(doubled, 5))
+        assert torch.equal(pool(shrink(x)), pool(x, 5))
+    x = torch.randn(1, 2, 80, 80)
+    assert torch.equal(shrink(x), F.adaptive_max_pool2d(x, 32))
+    model = tiny("vgg-att3-concat-dp", layout="cub").eval()
+    images = pictures(1, 80, 80)
+    local = model.local_features(images)[0]
+    expected = F.adaptive_max_pool2d(model.trunk.run(model.normalize(images), 1, 7), 32)
+    assert torch.equal(local["layer7"], expected)
+    fewer = tiny("vgg-att2-concat-dp", layout="cub").eval()
+    fewer.trunk.load_state_dict(model.trunk.state_dict())
+    assert torch.equal(fewer.local_features(images)[0]["layer10"], local["layer10"])
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg-gap", "vgg-pan", "vgg-att3-concat-dp"])
+def test_both_layouts_train_on_any_size_from_eight_pixels_on(name: str) -> None:
+    for layout in ("cifar", "cub"):
+        for size in ((8, 8), (9, 23), (81, 40)):
+            model = tiny(name, layout=layout)
+            train_once(model, pictures(4, *size))
+            assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+            model.eval()(pictures(2, 1, 1))
+
+
+# Progressive attention
+
+
+def test_golden_07_of_progressive_attention_the_first_query_learns_and_the_second_does_not() -> None:
+    for seed in range(3):
+        model = tiny("vgg-pan", seed=seed)
+        train_once(model, pictures(seed=seed))
+        for prefix in ("trunk.layer14", "trunk.layer15", "fc1", "attention.layer13.bias"):
+            assert largest_gradient(model, prefix) < 1e-12, prefix
+        for prefix in (
+            "branch.layer14.0.weight", "branch.layer15.0.weight", "branch.fc1.1.weight", "branch.fc1.1.bias",
+            "attention.layer10.weight", "attention.layer10.bias", "attention.layer13.weight", "trunk.layer1.0.weight",
+        ):  # fmt: skip
+            assert largest_gradient(model, prefix) > 1e-10, prefix
+
+
+def test_progressive_attention_masks_layer_10_and_classifies_layer_13_alone() -> None:
+    model = tiny("vgg-pan").eval()
+    images = pictures(3)
+    x = model.trunk.run(model.normalize(images), 1, 10)
+    unit, branch = model.attention["layer10"], model.branch
+    g = F.max_pool2d(branch.layer14(F.max_pool2d(x, 4)), 2)
+    g = F.max_pool2d(branch.layer15(g), 2)
+    assert g.shape[2:] == (1, 1)
+    g = branch.fc1(g.flatten(1))
+    mask = torch.sigmoid(torch.einsum("nmhw,m->nhw", x + g[:, :, None, None], unit.weight) + unit.bias)
+    local = model.trunk.run(F.max_pool2d(x * mask[:, None], 2), 11, 13)
+    a = torch.einsum("nmhw,m->nhw", local, model.attention["layer13"].weight).flatten(1).softmax(1).view(3, 8, 8)
+    logits, maps = model(images, return_maps=True)
+    torch.testing.assert_close(maps["layer10"], mask)
+    torch.testing.assert_close(maps["layer13"], a)
+    torch.testing.assert_close(logits, model.head([torch.einsum("nmhw,nhw->nm", local, a)]))
+    assert model.features(images).shape == (3, 26)
+
+
+def test_a_mask_is_a_weight_per_position_and_a_softmax_mask_sums_to_one() -> None:
+    pans = [tiny("vgg-pan", mask=mask).eval() for mask in ("sigmoid", "softmax")]
+    sigmoid, softmax = (model(pictures(), return_maps=True)[1] for model in pans)
+    assert ((sigmoid["layer10"] > 0) & (sigmoid["layer10"] < 1)).all()
+    assert not torch.allclose(sigmoid["layer10"].sum(dim=(1, 2)), torch.ones(4).double(), rtol=0.1)
+    torch.testing.assert_close(softmax["layer10"].sum(dim=(1, 2)), torch.ones(4).double())
+
+
+def test_the_mask_can_lie_on_layer_7_with_the_query_projected_down() -> None:
+    with torch.device("meta"):
+        model: Any = create("vgg-pan", 10, level="layer7")
+        maps = model(torch.empty(2, 3, 32, 32), return_maps=True)[1]
+        at_80 = create("vgg-pan", 10, level="layer7", layout="cub")(torch.empty(2, 3, 80, 80), return_maps=True)[1]
+    for found in (maps, at_80):
+        assert {level: tuple(a.shape) for level, a in found.items()} == {"layer7": (2, 32, 32), "layer13": (2, 8, 8)}
+    assert count_under(model, "attention.layer7") == 132_609
+    for wrong in ({"level": "layer13"}, {"mask": "softmx"}, {"score_init": "papr"}, {"layout": "cubs"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
+            create("vgg-pan", width=TINY, **wrong)  # type: ignore[arg-type]
+
+
+# Queries of their own
+
+
+def test_each_level_but_the_last_can_have_a_query_branch_of_its_own() -> None:
+    with torch.device("meta"):
+        shared, separate = (create("vgg-att2-concat-dp", 10, queries=kind) for kind in ("shared", "separate"))
+    one, more = (sum(p.numel() for p in model.parameters()) for model in (shared, separate))
+    assert (one, more) == (19_719_754, 19_719_754 + 4_984_320)
+    for name in ("vgg-att2-concat-dp", "vgg-att3-indep-dp"):
+        for tap in ("pre", "post"):
+            model = tiny(name, queries="separate", tap=tap)
+            train_once(model, pictures())
+            for level in model.levels[:-1]:
+                assert largest_gradient(model, f"branches.{level}.layer14.0.weight") > 1e-10, level
+    images = pictures()
+    attended, (local, _) = model.eval().attend(images), model.local_features(images)
+    for level, branch in model.branches.items():
+        out = model.attention[level](local[level], branch(local[level]))
+        torch.testing.assert_close(attended[level].map, out.map)
+    assert tuple(model.branches) == model.levels[:-1]
+
+
+def test_averaging_of_gradients_is_refused_for_separate_queries() -> None:
+    with pytest.raises(ValueError, match="gradient_merge='mean' is a rule for one shared query"):
+        create("vgg-att2-concat-dp", width=TINY, queries="separate", gradient_merge="mean")
 
 
 def test_taps_lie_before_the_pool_or_after_it() -> None:
@@ -364,6 +534,29 @@ def test_the_mean_of_the_gap_map_is_the_logit_of_the_predicted_class() -> None:
     torch.testing.assert_close(maps["layer13"].mean(dim=(1, 2)) + model.head.bias[which], top)
 
 
+def test_a_class_map_of_any_class_has_that_class_s_logit_as_its_mean() -> None:
+    model = tiny("vgg-gap").eval()
+    images = pictures(4, 17, 23)
+    logits, maps = model(images, return_maps=True)
+    target = torch.tensor([4, 0, 2, 2])
+    chosen = model.class_map(images, target)
+    torch.testing.assert_close(chosen.mean(dim=(1, 2)) + model.head.bias[target], logits[range(4), target])
+    torch.testing.assert_close(model.class_map(images), maps["layer13"])
+    for wrong in (target[:3], target.double()):
+        with pytest.raises(ValueError, match=r"target must be one class per image, \(4,\) int64"):
+            model.class_map(images, wrong)
+    with pytest.raises(ValueError, match=re.escape("target must lie in 0..4, got [4, 0, 2, 5]")):
+        model.class_map(images, torch.tensor([4, 0, 2, 5]))
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("vgg", 512), ("vgg-gap", 512), ("vgg-pan", 512), ("vgg-att2-concat-pc", 1024)]
+)
+def test_features_have_the_published_lengths(name: str, length: int) -> None:
+    with torch.device("meta"):
+        assert create(name, 10).features(torch.empty(2, 3, 32, 32)).shape == (2, length)
+
+
 # Merging of gradients
 
 
@@ -534,7 +727,8 @@ def test_the_registry_holds_every_network_of_the_paper_by_name() -> None:
     assert set(COUNTS) <= names
     scores = ("dp", "pc", "additive", "scaled-dp", "uniform")
     built = {f"vgg-att{s}-{h}-{score}" for s in (2, 3) for h in ("concat", "indep") for score in scores}
-    built |= {f"vgg-att-{score}" for score in scores} | {"vgg", "vgg-gap", "vgg-att-control"}
+    built |= {f"vgg-att-{score}" for score in scores} | {"vgg", "vgg-gap", "vgg-pan", "vgg-att-control", "rn-164"}
+    built |= {f"rn-164-att2-concat-{score}" for score in scores} | {"rn-164-att-control"}
     assert built <= names
     assert list_models("*att3-indep-*") == [f"vgg-att3-indep-{score}" for score in scores]
     assert list_models("nothing*") == []
@@ -563,7 +757,8 @@ def test_an_unknown_option_names_the_nearest_one_and_all() -> None:
     [
         ("norm", "sigmoid_sum", "sigmoid-sum"), ("project", "locals", "local"), ("tap", "pres", "pre"),
         ("combine", "means", "mean"), ("gradient_merge", "summ", "sum"), ("init", "papers", "paper"),
-        ("head", "indepp", "indep"), ("score_init", "defaults", "default"),
+        ("head", "indepp", "indep"), ("score_init", "defaults", "default"), ("queries", "seperate", "separate"),
+        ("layout", "cups", "cub"),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_is_refused_even_where_it_has_no_use(option: str, wrong: str, near: str) -> None:
