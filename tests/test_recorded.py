@@ -8,6 +8,7 @@ import pytest
 
 from payattn import recipes, results
 from payattn.data import load
+from payattn.data.files import EMBEDDED
 
 RUNS = results.load_results()
 
@@ -25,14 +26,32 @@ def test_a_recorded_run_followed_its_recipe_from_a_clean_checkout(run: dict[str,
     assert run["environment"]["commit"] and not run["environment"]["dirty"]
 
 
-def test_runs_on_glyphs_saw_the_images_that_are_drawn_now() -> None:
-    runs = [run for run in RUNS if run["data"]["train"]["name"] == "glyphs"]
-    recorded = {(run["data"]["train"]["digest"], run["data"]["test"]["digest"]) for run in runs}
-    options = {str(recipes.get(run["recipe"]).data_options): recipes.get(run["recipe"]).data_options for run in runs}
-    drawn = {tuple(part.digest() for part in load("glyphs", device="cpu", **o)) for o in options.values()}
-    assert recorded == drawn
+def test_runs_on_drawn_sets_saw_the_images_that_are_drawn_now() -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for run in RUNS:
+        recipe = recipes.get(run["recipe"], small=run["small"])
+        if recipe.data in EMBEDDED:
+            key = str((recipe.data, sorted(recipe.data_options.items())))
+            if key not in seen:
+                train, test = load(recipe.data, device="cpu", **recipe.data_options)
+                seen[key] = (train.digest(), test.digest())
+            assert (run["data"]["train"]["digest"], run["data"]["test"]["digest"]) == seen[key], run["recipe"]
+    assert seen
 
 
 def test_runs_on_a_copy_say_so() -> None:
-    copies = [run for run in RUNS if run["recipe"].split("/")[1] == "cifar10-narrow"]
+    copies = [run for run in RUNS if recipes.get(run["recipe"]).data == "cifar10"]
+    assert copies
     assert all(run["data"]["test"]["caveat"] for run in copies)
+
+
+def test_an_experiment_measured_the_network_that_is_recorded_for_its_base() -> None:
+    trained = {(run["recipe"], run["seed"]): run for run in RUNS}
+    for run in RUNS:
+        base = recipes.get(run["recipe"]).base
+        if not base:
+            continue
+        assert run["final"]["measured"], f"{run['recipe']} measured nothing"
+        first = trained[base, run["seed"]]
+        assert run["epochs"] == first["epochs"], f"{run['recipe']}: another training than that of {base}"
+        assert run["final"]["accuracy"] == pytest.approx(first["final"]["accuracy"], abs=2e-3)
