@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageChops
 from torch import Tensor
 
-__all__ = ["Figure", "bars", "cells", "curves", "grid", "lines", "overlay"]
+__all__ = ["Figure", "bars", "cells", "curves", "grid", "lines", "overlay", "scatter"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")
@@ -668,3 +668,59 @@ def lines(
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     _legend(fig, axes)
     return fig
+
+
+@_in_house_style
+def scatter(
+    points: Mapping[str, Any],
+    xlabel: str = "x",
+    ylabel: str = "y",
+    *,
+    lines: Mapping[str, Any] | None = None,
+    limits: tuple[float, float, float, float] | None = None,
+) -> Figure:
+    """Draw points in the plane, each name with its own colour and marker, and straight lines through them.
+
+    Args:
+        points: dict from name to (n, 2), or to one pair; drawn as filled markers.
+        xlabel: text of the horizontal axis.
+        ylabel: text of the vertical axis.
+        lines: dict from name to two points, (2, 2): the line through both, as far as the figure reaches.
+        limits: left, right, bottom and top of the figure; by default what the points need.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for points that are not (n, 2) or not finite, or a line through a single place.
+
+    >>> figure = scatter({"+": [[1, 1], [2, 0]], "-": [0, 0]}, lines={"border": [[0, 1], [1, 0]]})
+    >>> len(figure.axes[0].collections), len(figure.axes[0].lines)
+    (2, 1)
+    """
+    places = {name: _pairs(value, f"points[{name!r}]") for name, value in _named(points, "points").items()}
+    through = {name: _pairs(value, f"lines[{name!r}]") for name, value in (lines or {}).items()}
+    for name, ends in through.items():
+        if len(ends) != 2 or torch.equal(ends[0], ends[1]):
+            raise ValueError(f"lines[{name!r}]: got {ends.tolist()}, expected two different points")
+    fig = Figure(figsize=(6.0, 3.6), layout="constrained")
+    axes = fig.subplots()
+    for i, (name, value) in enumerate(places.items()):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        axes.scatter(value[:, 0], value[:, 1], s=36, c=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
+    axes.margins(0.08)
+    left, right, bottom, top = limits or (*axes.get_xlim(), *axes.get_ylim())
+    for i, (name, (first, second)) in enumerate(through.items()):
+        axes.axline(first.tolist(), second.tolist(), color="#555555", linestyle=STYLES[i % len(STYLES)], label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(left, right), ylim=(bottom, top))
+    _legend(fig, axes)
+    return fig
+
+
+def _pairs(value: Any, what: str) -> Tensor:
+    """Return points as float64 (n, 2)."""
+    pairs = torch.as_tensor(value).detach().cpu().double()
+    pairs = pairs[None] if pairs.ndim == 1 else pairs
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs) or not pairs.isfinite().all():
+        raise ValueError(f"{what}: got shape {tuple(pairs.shape)}, expected finite numbers (n, 2) with n at least 1")
+    return pairs

@@ -52,6 +52,8 @@ def every_figure() -> dict[str, plot.Figure]:
     masks = torch.zeros(8, 16, 16, dtype=torch.bool)
     masks[:, 4:10, 0:7] = True
     return {
+        "scatter": plot.scatter({name: noise(5, 2, seed=i) for i, name in enumerate(names)}, "at home", "abroad",
+                                lines={"the same": [[0.0, 0.0], [1.0, 1.0]]}),
         "overlay": plot.overlay(IMAGES, MAPS, masks=masks, columns=titles),
         "overlay of nearly uniform maps": plot.overlay(IMAGES, softmax_maps(8, 16, 16, 1e-2), scale="shared"),
         "overlay of one level": plot.overlay(IMAGES, MAPS["layer13"], scale="uniform"),
@@ -408,3 +410,30 @@ def test_lines_of_another_length_are_refused() -> None:
 
 def test_a_line_may_have_gaps() -> None:
     assert len(plot.lines([1, 2, 3], {"y": [1, float("nan"), 3]}).axes[0].lines) == 1
+
+
+def test_scatter_draws_every_point_and_each_line_across_the_figure() -> None:
+    fig = plot.scatter({"+": [[1.0, 2.0], [3.0, 0.0]], "-": [0.0, 0.0]}, "a", "b", lines={"border": [[0, 1], [1, 0]]},
+                       limits=(-1, 4, -1, 3))  # fmt: skip
+    axes = fig.axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[1, 2], [3, 0]]
+    assert axes.collections[1].get_offsets().tolist() == [[0, 0]]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-1, 4), (-1, 3))
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["+", "-", "border"]
+    (line,) = axes.lines
+    assert (*line.get_xy1(), *line.get_xy2()) == (0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("points", "lines", "message"),
+    [
+        ({"a": [1.0, 2.0, 3.0]}, None, "points\\['a'\\]: got shape \\(1, 3\\)"),
+        ({"a": [[1.0, math.nan]]}, None, "expected finite numbers"),
+        ({"a": torch.zeros(0, 2)}, None, "n at least 1"),
+        ({"a": [0.0, 0.0]}, {"l": [[1, 1], [1, 1]]}, "two different points"),
+        ({"a": [0.0, 0.0]}, {"l": [[1, 1]]}, "two different points"),
+    ],
+)
+def test_scatter_refuses_what_is_no_point_and_no_line(points: Any, lines: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot.scatter(points, lines=lines)
