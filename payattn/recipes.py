@@ -35,7 +35,7 @@ from payattn import results
 from payattn.attention import choose, normalised_entropy
 from payattn.data import ImageSet
 from payattn.localize import boxes, iou_at_true_area, pointing_game, usual_tolerance, widen
-from payattn.models import create, list_models
+from payattn.models import colour_statistics, create, list_models
 from payattn.train import History, Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
 
 TABLE_KEYS = ("title", "defaults", "rows", "small")
@@ -289,14 +289,14 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
 
 
 def build(recipe: Recipe, seed: int, train: ImageSet) -> nn.Module:
-    """The network of a recipe with its initial weights, normalised by the mean and spread of the training set.
+    """The network of a recipe with its initial weights, its first layer by mean and spread of the training set.
 
     Example:
         >>> data = ImageSet(torch.zeros(2, 3, 8, 8).byte() + 51, torch.tensor([0, 1]), ("a", "b"))
         >>> build(get("glyphs/control"), 0, data).spec["name"]
         'vgg-att-control'
     """
-    scale = {"mean": train.mean, "std": tuple(max(s, 1 / 255) for s in train.std)}
+    scale = colour_statistics(train.images, recipe.options.get("colour", "rgb"))
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return create(recipe.model, len(train.classes), **{**scale, **recipe.options})
