@@ -279,8 +279,13 @@ def test_progressive_attention_masks_layer_10_and_classifies_layer_13_alone() ->
     logits, maps = model(images, return_maps=True)
     torch.testing.assert_close(maps["layer10"], mask)
     torch.testing.assert_close(maps["layer13"], a)
-    torch.testing.assert_close(logits, model.head([torch.einsum("nmhw,nhw->nm", local, a)]))
+    by_hand = model.head([torch.einsum("nmhw,nhw->nm", local, a)])
+    torch.testing.assert_close(logits, by_hand)
     assert model.features(images).shape == (3, 26)
+    early = [p for key, p in model.named_parameters() if key.startswith(("trunk.layer1.", "trunk.layer10."))]
+    grads = [torch.autograd.grad(out.square().sum(), early) for out in (logits, by_hand)]
+    assert all(torch.allclose(one, two, rtol=1e-7, atol=1e-12) for one, two in zip(*grads, strict=True))
+    assert max(g.abs().max() for g in grads[0]) > 1e-6
 
 
 def test_a_mask_is_a_weight_per_position_and_a_softmax_mask_sums_to_one() -> None:
