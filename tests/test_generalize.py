@@ -32,7 +32,7 @@ def drawn(n: int, classes: int = 3, length: int = 6, noise: float = 1.5, seed: i
     return x * torch.tensor([1e-3, 1.0, 1e3, 1.0, 1.0, 1.0])[:length] + 5, y
 
 
-@pytest.mark.parametrize("name", ["vgg", "vgg-gap", "vgg-att-control", "vgg-att2-concat-pc", "vgg-att3-indep-dp"])
+@pytest.mark.parametrize("name", ["vgg", "vgg-gap", "vgg-pan", "vgg-att2-concat-pc", "vgg-att3-indep-dp"])
 def test_features_are_those_of_the_whole_set_in_evaluation_mode(name: str) -> None:
     torch.manual_seed(0)
     model, data = create(name, width=0.05), glyphs(7, size=16)
@@ -173,6 +173,12 @@ def test_the_classifier_as_it_is_by_hand() -> None:
         "n": 7,
         "n_shared": 6,
     }
+
+
+def test_a_class_that_is_not_shared_never_wins_among_the_shared() -> None:
+    data = painted(labels=[0, 0, 1], decisions=[9, 5, 9], second=[0, 0, 0], classes=("airplane", "monkey"))
+    found = direct(Painted(), data, shared_classes(CIFAR, data.classes))
+    assert found["accuracy_shared"] == 0 and found["accuracy_among_shared"] == 1 and found["n_shared"] == 2
 
 
 @given(seed=st.integers(0, 999))

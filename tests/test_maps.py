@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from payattn.maps import centre_prior, class_activation, frozen, gradient_saliency, random_maps
-from payattn.models import Normalize
+from payattn.models import Normalize, create
 
 
 def pictures(n: int = 3, height: int = 8, width: int = 6, seed: int = 1) -> Tensor:
@@ -184,6 +184,20 @@ def test_the_class_activation_map_averages_to_the_logit_without_the_bias() -> No
         class_activation(model, images, target).mean((1, 2)),
         (logits - model.head.bias).gather(1, target[:, None])[:, 0].detach(),
     )
+    assert torch.equal(class_activation(model, images), class_activation(model, images, logits.argmax(1)))
+
+
+@pytest.mark.parametrize(("name", "options"), [("vgg-gap", {}), ("rn-164", {"depth": 11})])
+def test_networks_with_global_average_pooling_have_class_activation_maps(name: str, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model, images = create(name, 4, width=0.125, **options), pictures(3, 24, 16)
+    target = torch.tensor([3, 0, 1])
+    maps = class_activation(model, images, target)
+    assert model.training and not maps.requires_grad
+    logits = model.eval()(images).detach()
+    spread = maps.mean((1, 2)) - logits.gather(1, target[:, None])[:, 0]
+    (bias,) = (module.bias.detach() for module in model.modules() if isinstance(module, nn.Linear))
+    torch.testing.assert_close(spread, -bias[target])
     assert torch.equal(class_activation(model, images), class_activation(model, images, logits.argmax(1)))
 
 

@@ -113,6 +113,15 @@ IMAGES = torch.rand(3, 3, 16, 12, generator=torch.Generator().manual_seed(1))
 TEMPLATE = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(2))
 
 
+def test_residual_networks_are_swapped_as_well() -> None:
+    same, other = (
+        swap(net(f"rn-164-att2-concat-{score}", depth=11, init="default"), IMAGES, TEMPLATE) for score in ("pc", "dp")
+    )
+    assert len(same) == 2 and set(same) == set(other)
+    assert all(values["total_variation"].eq(0).all() for values in same.values())
+    assert all((values["total_variation"] > 0).all() for values in other.values())
+
+
 @pytest.mark.parametrize("name", ["vgg-att-pc", "vgg-att2-concat-pc", "vgg-att3-indep-pc", "vgg-att2-concat-uniform"])
 def test_where_the_query_cancels_a_swap_changes_exactly_nothing(name: str) -> None:
     model = net(name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from payattn.data import ImageSet
-from payattn.models import Normalize, create
+from payattn.models import Normalize, YUVLocalContrast, create
 from payattn.query import total_variation
 from payattn.robust import attention_shift, curve, fgsm, fooling_rate, margin, masking_check, pgd
 
@@ -40,14 +40,6 @@ def convolutional() -> nn.Sequential:
 LABELS = torch.tensor([0, 3, 1, 2, 2, 0])
 
 
-class YUV(nn.Module):
-    """The colour transform of the papers, on the scale 0 to 255."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        matrix = torch.tensor([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
-        return torch.einsum("ck,nkhw->nchw", matrix.to(images), 255 * images)
-
-
 class Contrast(nn.Module):
     """Each image by its own mean and spread."""
 
@@ -58,7 +50,7 @@ class Contrast(nn.Module):
 FIRST = {
     "none": nn.Identity(),
     "normalize": Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1)),
-    "yuv": YUV(),
+    "yuv": YUVLocalContrast(),
     "contrast": Contrast(),
     "batch norm": nn.BatchNorm2d(3, affine=False),
     "in place": nn.Hardtanh(-2, 2, inplace=True),
