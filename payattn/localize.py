@@ -205,6 +205,33 @@ def iou_at_true_area(maps: Tensor, masks: Tensor) -> Tensor:
     return both / (2 * area - both)
 
 
+def judge(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """What the four measures of place say about a set of maps, as means: one row of a table.
+
+    Args:
+        maps: (N, h, w), any scale.
+        masks: (N, H, W), true on the object.
+
+    Returns:
+        ``on the object`` (pointing game with the usual tolerance), ``in its box`` (with none), ``IoU`` (at the true
+        area) and ``pixels from its middle``.
+
+    Raises:
+        ValueError: shapes that do not fit, or an empty mask.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False], [False, False]]])
+        >>> judge(torch.tensor([[[0.9, 0.1], [0.2, 0.3]]]), masks)
+        {'on the object': 1.0, 'in its box': 1.0, 'IoU': 1.0, 'pixels from its middle': 0.0}
+    """
+    return {
+        "on the object": pointing_game(maps, masks, usual_tolerance(masks.shape[-1])).float().mean().item(),
+        "in its box": pointing_game(maps, boxes(masks)).float().mean().item(),
+        "IoU": iou_at_true_area(maps, masks).mean().item(),
+        "pixels from its middle": peak_distance(maps, masks).mean().item(),
+    }
+
+
 def rescale(maps: Tensor) -> Tensor:
     r"""Each map stretched to [0, 1]; a constant map becomes 0.
 
@@ -438,25 +465,6 @@ def largest_component(masks: Tensor) -> Tensor:
     sizes = torch.zeros(n, pixels + 1, dtype=torch.int64, device=masks.device)
     sizes.scatter_add_(1, labels.flatten(1), inside.flatten(1).long())
     return inside & (labels == sizes.argmax(1)[:, None, None])
-
-
-def small_parts(masks: Tensor) -> Tensor:
-    """What each mask holds beside its largest connected region: the mark of a glyph of ``glyphs-fine``.
-
-    Args:
-        masks: (N, H, W).
-
-    Returns:
-        bool (N, H, W), all false where a mask is one region, as where a mark touches the rest of its glyph.
-
-    Raises:
-        ValueError: see :func:`largest_component`.
-
-    Example:
-        >>> small_parts(torch.tensor([[[True, False, True, True]]]))
-        tensor([[[ True, False, False, False]]])
-    """
-    return masks.bool() & ~largest_component(masks)
 
 
 def corloc(predicted: Tensor, masks: Tensor) -> Tensor:

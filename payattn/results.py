@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,58 @@ def summary(runs: Iterable[Mapping[str, Any]], metric: str = "final.accuracy") -
         "n": len(values),
         "values": values,
     }
+
+
+def table(name: str) -> dict[str, list[dict[str, Any]]]:
+    """The recorded full runs of one table, by row; rows without a run are not there.
+
+    Args:
+        name: of the table, such as ``"glyphs"``.
+
+    Example:
+        >>> table("no-such-table")
+        {}
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in load_results(f"{name}/*", small=False):
+        rows.setdefault(run["recipe"].split("/")[-1], []).append(run)
+    return rows
+
+
+def compare(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    r"""Is the difference of two groups of runs larger than what the seeds do by themselves?
+
+    A permutation test: if the names of the groups meant nothing, any split of all values into groups of these sizes
+    would do as well.
+
+    .. math:: d = \bar a - \bar b, \qquad p = \mathrm{share of splits with } |d_{split}| \ge |d|
+
+    Args:
+        a, b: one value per run, such as the ``values`` of :func:`summary`.
+
+    Returns:
+        ``difference`` d; ``share`` p (with five and five values at least 2 of 252 splits, with three and three 2 of
+        20); ``apart``: whether the two ranges do not touch.
+
+    Raises:
+        ValueError: an empty group.
+
+    Example:
+        >>> compare([0.9, 0.8], [0.5, 0.6])                         # six splits, two of them as far apart
+        {'difference': 0.3, 'share': 0.333..., 'apart': True}
+    """
+    if not a or not b:
+        raise ValueError(f"compare needs at least one value in each group, got {len(a)} and {len(b)}")
+    pooled = [*map(float, a), *map(float, b)]
+
+    def distance(first: Iterable[int]) -> float:
+        one = [pooled[i] for i in first]
+        return sum(one) / len(a) - (sum(pooled) - sum(one)) / len(b)
+
+    real = distance(range(len(a)))
+    splits = [abs(distance(first)) >= abs(real) - 1e-12 for first in combinations(range(len(pooled)), len(a))]
+    apart = min(a) > max(b) or max(a) < min(b)
+    return {"difference": round(real, 12), "share": sum(splits) / len(splits), "apart": apart}
 
 
 def _look_up(run: Mapping[str, Any], metric: str) -> float:
