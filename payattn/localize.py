@@ -467,6 +467,25 @@ def largest_component(masks: Tensor) -> Tensor:
     return inside & (labels == sizes.argmax(1)[:, None, None])
 
 
+def small_parts(masks: Tensor) -> Tensor:
+    """What each mask holds beside its largest connected region: the mark of a glyph of ``glyphs-fine``.
+
+    Args:
+        masks: (N, H, W).
+
+    Returns:
+        bool (N, H, W), all false where a mask is one region, as where a mark touches the rest of its glyph.
+
+    Raises:
+        ValueError: see :func:`largest_component`.
+
+    Example:
+        >>> small_parts(torch.tensor([[[True, False, True, True]]]))
+        tensor([[[ True, False, False, False]]])
+    """
+    return masks.bool() & ~largest_component(masks)
+
+
 def corloc(predicted: Tensor, masks: Tensor) -> Tensor:
     r"""Whether the box around the largest predicted region fits the box around the object ("correct localisation").
 
