@@ -459,9 +459,10 @@ def largest_component(masks: Tensor) -> Tensor:
     while before is None or not torch.equal(labels, before):
         before = labels
         highest = F.max_pool2d(labels[:, None].float(), 3, stride=1, padding=1)[:, 0].long() * inside
-        # a label is the number of a pixel of the region: take over what that pixel has found by now
+        # a label is the number of a pixel of the region: tell it what the region touches, and ask it twice
         known = F.pad(highest.flatten(1), (1, 0))
-        labels = known.gather(1, highest.flatten(1)).view_as(labels)
+        known.scatter_reduce_(1, labels.flatten(1), highest.flatten(1), "amax")
+        labels = known.gather(1, known.gather(1, highest.flatten(1))).view_as(labels)
     sizes = torch.zeros(n, pixels + 1, dtype=torch.int64, device=masks.device)
     sizes.scatter_add_(1, labels.flatten(1), inside.flatten(1).long())
     return inside & (labels == sizes.argmax(1)[:, None, None])
