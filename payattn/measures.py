@@ -12,7 +12,7 @@ section 5; what the paper leaves open is said in each function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -161,42 +161,47 @@ def attack(model: nn.Module, on: On, options: Mapping[str, Any], network: Networ
 
     Budgets are L-infinity, in steps of 1/255 of pixels in [0, 1]; the paper does not say in which space it measures.
 
-    Options: ``epsilons`` (whole numbers of 1/255), ``n`` (images), ``attacks``, ``crafted_on`` (another recipe, whose
-    networks make the adversarial images that this one classifies).
+    Options: ``epsilons`` of FGSM and ``pgd`` of PGD (whole numbers of 1/255), ``n`` (images), ``crafted_on`` (another
+    recipe, whose networks make the FGSM images that this one classifies), ``checked`` (images of the check).
 
     Returns:
-        per set and attack (``fgsm``, ``pgd``, ``from ...``) and budget: ``accuracy``, ``fooled``; ``shift``: the
-        total variation between the maps of clean and FGSM images; ``check``: by sign of masked gradients, at 8/255,
-        ``value``, ``bound`` and ``passed`` (0 or 1), see :func:`payattn.robust.masking_check`.
+        per set and attack (``fgsm``, ``pgd``, ``from NAME``) and budget (``"4/255"``): ``accuracy``, ``fooled``;
+        ``clean``: ``accuracy``; ``shift``: by budget and level, the total variation between the maps of clean and FGSM
+        images; ``check``: by sign of masked gradients, at 8/255, ``value``, ``bound`` and ``passed`` (0 or 1), see
+        :func:`payattn.robust.masking_check`.
     """
-    epsilons = [int(e) for e in options.get("epsilons", (1, 2, 4, 8, 16))]
+    epsilons = options.get("epsilons", (1, 2, 4, 8, 16))
+    others = {other.rsplit("/", 1)[-1]: network(other) for other in options.get("crafted_on", ())}
     found: Measured = {}
     for name, (_, test) in on.items():
         data = balanced(test, min(options.get("n", 500), len(test)))
         part: Measured = {"clean": {"accuracy": evaluate(model, data)["accuracy"]}}
-        budgets = [e / 255 for e in epsilons]
-        kinds = options.get("attacks", ("fgsm", "pgd"))
-        runs: dict[str, tuple[str, nn.Module | None]] = {kind: (kind, None) for kind in kinds}
-        for other in options.get("crafted_on", ()):
-            runs[f"from {other.rsplit('/', 1)[-1]}"] = ("fgsm", network(other))
-        for label, (kind, maker) in runs.items():
-            curve = robust.curve(model, data, budgets, attack=kind, crafted_on=maker)
-            part[label] = {
-                f"{e}/255": {"accuracy": p["accuracy"], "fooled": p["fooled"]}
-                for e, p in zip(epsilons, curve, strict=True)
-            }
+        part["fgsm"] = _curve(model, data, epsilons, "fgsm")
+        part["pgd"] = _curve(model, data, options.get("pgd", epsilons), "pgd")
+        for other, maker in others.items():
+            part[f"from {other}"] = _curve(model, data, epsilons, "fgsm", maker)
         part["shift"] = _shift(model, data, epsilons)
-        makers = options.get("crafted_on", ())
-        signs = robust.masking_check(model, data, 8 / 255, crafted_on=network(makers[0]) if makers else None)
+        few = balanced(data, min(options.get("checked", 100), len(data)))
+        signs = robust.masking_check(model, few, 8 / 255, crafted_on=next(iter(others.values()), None))
         part["check"] = {
-            sign: {key: float(found[key]) for key in ("value", "bound", "passed")}
-            for sign, found in signs.items() if found["passed"] is not None
+            sign: {key: float(checked[key]) for key in ("value", "bound", "passed")}
+            for sign, checked in signs.items() if checked["passed"] is not None
         }  # fmt: skip
         found[name] = part
     return found
 
 
-def _shift(model: nn.Module, data: ImageSet, epsilons: list[int]) -> Measured:
+def _curve(
+    model: nn.Module, data: ImageSet, epsilons: Sequence[int], attack: str, maker: nn.Module | None = None
+) -> Measured:
+    points = robust.curve(model, data, [e / 255 for e in epsilons], attack=attack, crafted_on=maker)
+    return {
+        f"{e}/255": {key: point[key] for key in ("accuracy", "fooled")}
+        for e, point in zip(epsilons, points, strict=True)
+    }
+
+
+def _shift(model: nn.Module, data: ImageSet, epsilons: Sequence[int]) -> Measured:
     if not (model.levels and hasattr(model, "attend")):
         return {}  # no map, or one made for a class: no weight that could move
     device = next(model.parameters()).device
@@ -232,10 +237,13 @@ def query_swap(model: nn.Module, on: On, options: Mapping[str, Any], network: Ne
 
 
 def _change(swapped: Mapping[str, Tensor]) -> Measured:
-    moved, slope = (swapped[key].double() for key in CHANGES[:2])
-    low, middle, high = (slope.quantile(q).item() for q in (0.05, 0.5, 0.95))
-    return {"total_variation": moved.mean().item(), "most": moved.max().item(), "slope": middle, "slope_low": low,
-            "slope_high": high, "r2": swapped["r2"].double().median().item()}  # fmt: skip
+    moved, slope, r2 = (swapped[key].double() for key in CHANGES)
+    change = {"total_variation": moved.mean().item(), "most": moved.max().item()}
+    fitted = slope.isfinite() & r2.isfinite()  # a uniform map is a power of none
+    if not fitted.any():
+        return change
+    low, middle, high = (slope[fitted].quantile(q).item() for q in (0.05, 0.5, 0.95))
+    return {**change, "slope": middle, "slope_low": low, "slope_high": high, "r2": r2[fitted].median().item()}
 
 
 MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measured]] = {
