@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -87,6 +88,13 @@ def test_the_svm_forgets_the_scale_and_shift_of_each_feature(scale: float, shift
     one = svm(train_x.double(), train_y, test_x.double(), test_y, C=0.01)
     two = svm(scale * train_x.double() + shift, train_y, scale * test_x.double() + shift, test_y, C=0.01)
     assert one == two
+
+
+def test_the_svm_converges_with_fewer_images_than_features() -> None:
+    x, y = torch.randn(60, 128, generator=torch.Generator().manual_seed(2)), torch.arange(60) % 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svm(x.relu(), y, x.relu(), y, folds=3)
 
 
 def test_clouds_far_apart_are_told_apart_and_labels_may_have_gaps() -> None:
