@@ -99,7 +99,8 @@ def segmentation(model: nn.Module, on: On, options: Mapping[str, Any], network: 
     The paper does not say how levels are combined nor how the threshold is chosen: all ways are reported. Beside the
     network's own maps stand its gradient saliency and two maps that do not look at the image.
 
-    Options: ``whole`` (true: the training images too, where a set was not trained on).
+    Options: ``whole`` (true: the training images too, where a set was not trained on), ``n`` (images, the classes in
+    equal numbers; all without it).
 
     Returns:
         per set and way of making a map (each level, ``product``, ``mean``, ``max`` of the levels, ``saliency``,
@@ -112,6 +113,7 @@ def segmentation(model: nn.Module, on: On, options: Mapping[str, Any], network: 
         if test.masks is None:
             raise ValueError(f"{name} has no masks, and segmentation needs them")
         data = test.subset(test.masks.flatten(1).any(1))
+        data = balanced(data, min(options.get("n", len(data)), len(data)))
         masks = data.masks.cpu()  # type: ignore[union-attr]
         ways = _ways(model, data, (masks.shape[1], masks.shape[2]))
         found[name] = {way: _scores(maps, masks, data) for way, maps in ways.items()}

@@ -367,8 +367,10 @@ def run(
         return trained(other, None if file is None else file.parents[3] / weights_of(other, seed))[0]
 
     model, history = trained(recipe, file)
-    final = {**evaluate(model, test_set), **localisation(model, test_set)}
-    if recipe.measure != "accuracy":
+    final = evaluate(model, test_set)
+    if recipe.measure == "accuracy":
+        final |= localisation(model, test_set)
+    else:
         from payattn.measures import MEASURES
 
         options = {"classes": train_set.classes, **recipe.measure_options}
