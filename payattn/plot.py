@@ -706,7 +706,7 @@ def scatter(
     fig = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = fig.subplots()
     for i, (name, value) in enumerate(places.items()):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]  # 49 differ
         axes.scatter(value[:, 0], value[:, 1], s=36, c=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
     axes.margins(0.08)
     left, right, bottom, top = limits or (*axes.get_xlim(), *axes.get_ylim())

@@ -424,6 +424,12 @@ def test_scatter_draws_every_point_and_each_line_across_the_figure() -> None:
     assert (*line.get_xy1(), *line.get_xy2()) == (0, 1, 1, 0)
 
 
+def test_scatter_gives_each_of_many_names_its_own_look() -> None:
+    marks = plot.scatter({f"network {i}": [i, i] for i in range(20)}).axes[0].collections
+    looks = {(tuple(m.get_facecolor()[0]), m.get_paths()[0].vertices.tobytes()) for m in marks}
+    assert len(looks) == 20
+
+
 @pytest.mark.parametrize(
     ("points", "lines", "message"),
     [
