@@ -29,8 +29,17 @@ METRICS = {
     "entropy": "entropy, uniform = 100",
 }
 CHANCE = {"pointing": "chance", "pointing_exact": "mask_share", "pointing_box": "chance_box"}
-# of an experiment: the numbers whose name holds this, without these parts
-SHOWN = {"attack": ("accuracy", ("shift", "check", "clean")), "cross-domain": ("accuracy", ())}
+# of an experiment: the numbers of these names (all without any), but not these parts
+SHOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "attack": (("accuracy",), ("shift", "check", "clean")),
+    "cross-domain": (("accuracy", "accuracy_mapped", "accuracy_by_index"), ()),
+    "segmentation": (("jaccard", "corloc"), ()),
+}
+WORDS = {
+    "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard", "corloc": "CorLoc",
+    "otsu": "Otsu", "mean": "mean threshold", "total_variation": "moved weight", "most": "moved at most", "r2": "R²",
+    "slope": "slope, median", "slope_low": "slope, 5 %", "slope_high": "slope, 95 %",
+}  # fmt: skip
 MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
 HEAD = """\
 <!-- written by tools/results_page.py from recipes/ and results/: do not edit -->
@@ -167,21 +176,23 @@ def leaves(value: dict[str, Any], path: str = "") -> dict[str, float]:
 
 def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> str:
     """What was measured besides accuracy: a row for each recipe, set and way, a column for each number."""
-    keep, skip = SHOWN.get(recipe.measure, ("", ()))
+    keep, skip = SHOWN.get(recipe.measure, ((), ()))
     rows: list[tuple[list[str], dict[str, str]]] = []
     for group in groups([run for run in runs if run["final"].get("measured")]):
         for name, ways in group[0]["final"]["measured"].items():
             for way in (w for w in ways if w not in skip):
                 parts = [leaves(run["final"]["measured"][name][way]) for run in group]
-                numbers = {k: [p[k] for p in parts] for k in parts[0] if keep in k and all(k in p for p in parts)}
-                cells = {k: number(values, recipe.measure) for k, values in numbers.items() if "classes" not in k}
+                names = [k for k in parts[0] if all(k in p for p in parts) and "classes" not in k]
+                names = [k for k in names if not keep or k.rsplit(", ", 1)[-1] in keep]
+                cells = {k: number([p[k] for p in parts], recipe.measure) for k in names}
                 first = f"`{group[0]['recipe'].rsplit('/', 1)[1]}`{' (small form)' if group[0]['small'] else ''}"
                 caveat = group[0]["final"]["on"].get(name, {}).get("caveat", "")
                 rows.append(([first, name + (f" ({caveat})" if caveat else ""), way, str(len(group))], cells))
     if not rows:
         return ""
     columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
-    head = ["recipe", "measured on", "", *columns, "seeds"]
+    named = [", ".join(WORDS.get(part, part) for part in column.split(", ")) for column in columns]
+    head = ["recipe", "measured on", "", *named, "seeds"]
     return "\nThe experiment:\n\n" + markdown(
         head, [[*names[:3], *(cells.get(c, "–") for c in columns), names[3]] for names, cells in rows])  # fmt: skip
 
