@@ -36,8 +36,8 @@ SHOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "segmentation": (("jaccard", "corloc"), ()),
 }
 WORDS = {
-    "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard", "corloc": "CorLoc",
-    "otsu": "Otsu", "mean": "mean threshold", "total_variation": "moved weight", "most": "moved at most", "r2": "R²",
+    "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard",
+    "corloc": "CorLoc", "otsu": "Otsu", "mean": "mean threshold", "total_variation": "moved weight", "most": "moved at most", "r2": "R²",
     "slope": "slope, median", "slope_low": "slope, 5 %", "slope_high": "slope, 95 %",
 }  # fmt: skip
 MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
