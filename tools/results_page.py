@@ -37,7 +37,8 @@ SHOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 WORDS = {
     "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard",
-    "corloc": "CorLoc", "otsu": "Otsu", "mean": "mean threshold", "total_variation": "moved weight", "most": "moved at most", "r2": "R²",
+    "corloc": "CorLoc", "otsu": "Otsu", "mean": "mean threshold", "r2": "R²",
+    "total_variation": "moved weight", "most": "moved at most",
     "slope": "slope, median", "slope_low": "slope, 5 %", "slope_high": "slope, 95 %",
 }  # fmt: skip
 MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
