@@ -43,6 +43,7 @@ _MODULES = (
     "plot",
     "query",
     "recipes",
+    "residual",
     "results",
     "robust",
     "train",

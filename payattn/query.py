@@ -150,7 +150,7 @@ def maps_with_sum_one(model: nn.Module, images: Tensor, **options: Any) -> dict[
             raise
         raise TypeError(
             f"{type(model).__name__} gives no maps: it must take return_maps=True"
-            f"{' and query=' if 'query' in options else ''}, as the networks of payattn.list_models('*att*') do"
+            f"{' and query=' if 'query' in options else ''}, as the networks of payattn.list_models('*-att*') do"
         ) from error
     if not maps:
         raise ValueError(f"{type(model).__name__} has no map; payattn.list_models('*att*') names networks that have")
@@ -196,7 +196,7 @@ def swap(model: nn.Module, images: Tensor, template: Tensor) -> dict[str, dict[s
     """
     if not hasattr(model, "query"):
         raise TypeError(
-            f"{type(model).__name__} has no query(images); the networks of payattn.list_models('*att*') have"
+            f"{type(model).__name__} has no query(images); the networks of payattn.list_models('*-att*') have"
         )
     pixels, example = pixels_of(images), pixels_of(template[None] if template.ndim == 3 else template)
     if len(example) not in (1, len(pixels)):

@@ -32,7 +32,7 @@ from payattn.data import Augment, ImageSet, batches
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("one-cycle", "cosine", "step-halving", "milestones", "constant")
+SCHEDULES = ("one-cycle", "cosine", "step-halving", "milestones", "steps", "constant")
 AMP = ("auto", "bf16", "fp16", "off")
 PROGRESS = ("auto", "bar", "lines")
 
@@ -53,7 +53,8 @@ class Settings:
         weight_decay: on all parameters, batch norm and biases too.
         schedule: see :func:`learning_rate`.
         warmup: share of the steps that one-cycle climbs.
-        milestones: epoch to factor, for ``schedule="milestones"``, as in ``{60: 0.2, 120: 0.2}``.
+        milestones: epoch to factor, for ``schedule="milestones"``, as in ``{60: 0.2, 120: 0.2}``; for ``"steps"`` the
+            step, counted from 0 over the run, as in ``{64000: 0.1, 96000: 0.1}``.
         reset_momentum: forget the optimiser's momentum at each milestone, as in the authors' ResNet trainer.
         lr_decay: the learning rate of step t is also divided by 1 + lr_decay * t.
         augment: an :class:`Augment`, or its arguments as a dict; None or ``{}`` changes nothing.
@@ -118,8 +119,13 @@ class Settings:
             raise TypeError(f"augment must be an Augment, a dict or None, got {type(augment).__name__}")
         # JSON and TOML know only text as keys
         object.__setattr__(self, "milestones", {int(e): float(f) for e, f in self.milestones.items()})
-        if bool(self.milestones) != (self.schedule == "milestones"):
-            raise ValueError("schedule='milestones' and milestones={epoch: factor} go together; one came alone")
+        if bool(self.milestones) != (self.schedule in ("milestones", "steps")):
+            raise ValueError(
+                "schedule='milestones' and milestones={epoch: factor} go together, or schedule='steps' and "
+                "milestones={step: factor}; one came alone"
+            )
+        if self.reset_momentum and self.schedule == "steps":
+            raise ValueError("reset_momentum works at epochs, with schedule='milestones', not with schedule='steps'")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -168,6 +174,7 @@ def learning_rate(settings: Settings, epoch: int, step: int, steps: int) -> floa
     - ``cosine``: lr * (1 + cos(pi t / T)) / 2
     - ``step-halving``: lr * 0.5^floor(epoch / 25), the CIFAR schedule of Learn To Pay Attention
     - ``milestones``: lr * the product of all factors whose epoch has come
+    - ``steps``: lr * the product of all factors whose step t has come, as the Residual Attention Network counts
     - ``constant``: lr
 
     and all of it divided by 1 + lr_decay * t.
@@ -198,6 +205,8 @@ def learning_rate(settings: Settings, epoch: int, step: int, steps: int) -> floa
         factor = 0.5 ** (epoch // 25)
     elif settings.schedule == "milestones":
         factor = math.prod(f for start, f in settings.milestones.items() if epoch >= start)
+    elif settings.schedule == "steps":
+        factor = math.prod(f for start, f in settings.milestones.items() if t >= start)
     return settings.lr * factor / (1 + settings.lr_decay * t)
 
 

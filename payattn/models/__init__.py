@@ -1,11 +1,12 @@
-"""The networks of Learn To Pay Attention by the paper's names: VGG, VGG-GAP, VGG-PAN, VGG-att, RN-164, RN-164-att2.
+"""The networks by the papers' names: VGG, VGG-GAP, VGG-PAN, VGG-att, RN-164, RN-164-att2; Attention-56 to -452.
 
 ``create("vgg-att2-concat-pc", classes=10)`` builds one; ``list_models("*att2*")`` lists them. Every model takes
 images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits (N, C);
 ``model(images, return_maps=True)`` returns ``(logits, maps)``, ``maps`` a dict from layer name to (N, H, W), and
 ``model.features(images)`` what its last linear layer sees.
 
-``colour`` holds the first layers, ``base`` what the networks share, ``vgg`` and ``resnet`` the networks.
+``colour`` holds the first layers, ``base`` what the networks share, ``vgg`` and ``resnet`` the networks of Learn To Pay
+Attention, ``residual`` those of the Residual Attention Network.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ from payattn.models.colour import (
     to_yuv,
     unit_range,
 )
-from payattn.models.resnet import Bottleneck, PreActResNet, ResidualTrunk, ResNetAttention
+from payattn.models.residual import CIFARAttention, ImageNetAttention, ResidualAttentionNetwork
+from payattn.models.resnet import PreActResNet, ResidualTrunk, ResNetAttention
 from payattn.models.vgg import LAYERS, LEVELS, VGG, VGGGAP, VGGPAN, WIDTHS, QueryBranch, Trunk, VGGAttention, shrink
+from payattn.residual import Bottleneck
 
 __all__ = [
-    "COLOURS", "LAYERS", "LEVELS", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck", "ConvBlock", "Maps",
-    "Normalize", "PreActResNet", "QueryBranch", "ResNetAttention", "ResidualTrunk", "Trunk", "VGGAttention",
-    "YUVLocalContrast", "class_activation", "colour_statistics", "create", "first_layer", "list_models",
-    "local_contrast", "pool", "scale_gradient", "shrink", "to_yuv", "unit_range",
+    "COLOURS", "LAYERS", "LEVELS", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck", "CIFARAttention",
+    "ConvBlock", "ImageNetAttention", "Maps", "Normalize", "PreActResNet", "QueryBranch", "ResNetAttention",
+    "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "YUVLocalContrast", "class_activation",
+    "colour_statistics", "create", "first_layer", "list_models", "local_contrast", "pool", "scale_gradient", "shrink",
+    "to_yuv", "unit_range",
 ]  # fmt: skip
 
 
@@ -57,6 +61,11 @@ def _registry() -> dict[str, Callable[..., Classifier]]:
         models[f"vgg-att{levels}-{head}-{score}"] = partial(VGGAttention, levels=levels, head=head, score=score)
     for score in SCORES:
         models[f"rn-164-att2-concat-{score}"] = partial(ResNetAttention, levels=2, score=score)
+    for depth in (56, 92, 128, 164, 236, 452):
+        models[f"attention-{depth}"] = partial(CIFARAttention, depth=depth)
+    for name, unit in (("attention", "preact"), ("attentionnext", "resnext"), ("attentioninception", "inception")):
+        for depth in (56,) if unit == "inception" else (56, 92):
+            models[f"{name}-{depth}-imagenet"] = partial(ImageNetAttention, depth=depth, unit=unit)
     return models
 
 
@@ -80,7 +89,8 @@ def create(name: str, classes: int = 10, **options: Any) -> Classifier:
         name: one of ``list_models()``.
         classes: number of classes C.
         options: arguments of the network's class, such as ``width=0.125`` for a CPU, ``dropout=0`` or
-            ``norm="sigmoid-sum"`` (see ``VGGAttention``, ``VGGPAN`` and ``ResNetAttention``).
+            ``norm="sigmoid-sum"`` (see ``VGGAttention``, ``VGGPAN``, ``ResNetAttention``, ``CIFARAttention`` and
+            ``ImageNetAttention``).
 
     Returns:
         The network, in training mode. Its ``spec`` holds name, classes and options, so that a checkpoint can

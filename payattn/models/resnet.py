@@ -21,42 +21,10 @@ from payattn.models.base import (
     pool,
 )
 from payattn.models.colour import Numbers
+from payattn.residual import Bottleneck
 
 STAGES = ("stage1", "stage2", "stage3")
 RESIDUAL_HEAD_DROPOUT = 0.3
-
-
-class Bottleneck(nn.Module):
-    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1, added to the input; the first 1x1 carries the stride.
-
-    Where the shape changes, the shortcut is a strided 1x1 convolution that shares the first BN-ReLU. No biases.
-
-    Args:
-        in_channels: channels of the input.
-        planes: channels of the 3x3 convolution; the output has ``4 * planes``.
-        stride: 1 or 2.
-        first: whether this is the first block of a stage, with a convolution in the shortcut.
-
-    Example:
-        >>> Bottleneck(16, 8, stride=2, first=True)(torch.rand(2, 16, 5, 8)).shape
-        torch.Size([2, 32, 3, 4])
-    """
-
-    def __init__(self, in_channels: int, planes: int, stride: int = 1, first: bool = False) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, planes, kernel_size=1, stride=stride, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, kernel_size=3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, 4 * planes, kernel_size=1, bias=False)
-        self.shortcut = nn.Conv2d(in_channels, 4 * planes, kernel_size=1, stride=stride, bias=False) if first else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = torch.relu(self.bn1(x))
-        y = self.conv2(torch.relu(self.bn2(self.conv1(a))))
-        y = self.conv3(torch.relu(self.bn3(y)))
-        return y + (x if self.shortcut is None else self.shortcut(a))
 
 
 class ResidualTrunk(nn.Module):
@@ -65,6 +33,7 @@ class ResidualTrunk(nn.Module):
     Args:
         depth: ``9 n + 2``.
         width: factor on the channels.
+        strided: which convolution of a stage's first bottleneck carries the stride, see ``Bottleneck``.
 
     Attributes:
         channels: of each stage's output, by name.
@@ -77,7 +46,7 @@ class ResidualTrunk(nn.Module):
         {'stage1': 16, 'stage2': 32, 'stage3': 64}
     """
 
-    def __init__(self, depth: int = 164, width: float = 1.0) -> None:
+    def __init__(self, depth: int = 164, width: float = 1.0, strided: str = "1x1") -> None:
         super().__init__()
         blocks = (depth - 2) // 9
         if depth < 11 or depth != 9 * blocks + 2:
@@ -89,7 +58,7 @@ class ResidualTrunk(nn.Module):
         previous = planes[0]
         for name, p in zip(STAGES, planes, strict=True):
             stride = 1 if name == "stage1" else 2
-            first = Bottleneck(previous, p, stride, first=True)
+            first = Bottleneck(previous, p, stride, first=True, strided=strided)
             self.add_module(name, nn.Sequential(first, *(Bottleneck(4 * p, p) for _ in range(blocks - 1))))
             previous = 4 * p
 
@@ -107,6 +76,7 @@ class PreActResNet(Classifier):
     Args:
         classes: C.
         depth: ``9 n + 2``: 164 in the paper, 11 or 20 for a CPU.
+        strided: ``"1x1"``, or ``"3x3"`` for the baseline of the Residual Attention Network, see ``Bottleneck``.
         width: factor on all channels, 1 is the paper's network.
         dropout: without use here (the network has none); it must still lie in [0, 1].
         init: ``"paper"`` or ``"default"`` (PyTorch's).
@@ -118,11 +88,11 @@ class PreActResNet(Classifier):
     """
 
     def __init__(
-        self, classes: int = 10, *, depth: int = 164, width: float = 1.0, dropout: float = 1.0, init: str = "paper",
-        mean: Numbers | None = None, std: Numbers | None = None, colour: str = "rgb",
+        self, classes: int = 10, *, depth: int = 164, strided: str = "1x1", width: float = 1.0, dropout: float = 1.0,
+        init: str = "paper", mean: Numbers | None = None, std: Numbers | None = None, colour: str = "rgb",
     ) -> None:  # fmt: skip
         super().__init__(classes, width, dropout, mean, std, colour)
-        self.trunk = ResidualTrunk(depth, width)
+        self.trunk = ResidualTrunk(depth, width, strided)
         channels = self.trunk.channels["stage3"]
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, classes)
