@@ -1,0 +1,104 @@
+"""What recipes measure besides accuracy: against accuracy itself, perfect maps and a network's own images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from payattn import measures, recipes
+from payattn.data import ImageSet, glyphs
+from payattn.models import create
+from payattn.train import evaluate
+
+DATA = glyphs(60, size=16, seed=1)
+
+
+def on(data: ImageSet = DATA) -> dict[str, tuple[ImageSet, ImageSet]]:
+    return {"here": (glyphs(80, size=16, seed=2), data)}
+
+
+def nobody(name: str) -> nn.Module:
+    raise AssertionError(f"{name} was asked for")
+
+
+def network(name: str = "vgg-att2-concat-pc", seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create(name, width=1 / 16, dropout=0.0).train()
+    with torch.no_grad():
+        for _ in range(20):  # so that BatchNorm knows the images, and signals do not die on the way
+            model(DATA.images)
+    return model.eval()
+
+
+class Seer(nn.Module):
+    """Its map is the mask, which it knows from the first colour: red where the object is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor, return_maps: bool = False) -> Any:
+        pixels = images.float()
+        logits = self.scale * pixels.mean((2, 3))
+        return (logits, {"seen": (pixels[:, 0] > 127).float()}) if return_maps else logits
+
+
+def test_every_measure_of_a_recipe_has_its_function() -> None:
+    assert set(measures.MEASURES) == set(recipes.MEASURED) - {"accuracy"}
+
+
+def test_a_map_that_is_the_mask_segments_perfectly_and_blind_maps_do_not() -> None:
+    assert DATA.masks is not None
+    images = torch.stack([DATA.masks, ~DATA.masks, ~DATA.masks], 1).byte() * 255
+    seen = ImageSet(images, DATA.labels % 3, ("a", "b", "c"), DATA.masks)
+    found = measures.segmentation(Seer(), on(seen), {}, nobody)["here"]
+    assert set(found) == {"seen", "saliency", "centre", "random"}
+    for rule in ("otsu", "mean", "oracle"):
+        assert found["seen"][rule]["jaccard"] == found["seen"][rule]["corloc"] == 1
+        assert set(found["seen"][rule]["classes"].values()) == {1}
+        assert found["random"][rule]["jaccard"] < 0.4
+    few = measures.segmentation(Seer(), on(seen), {"n": 12}, nobody)["here"]
+    assert few["centre"]["otsu"]["jaccard"] != found["centre"]["otsu"]["jaccard"]
+    with pytest.raises(ValueError, match="here has no masks"):
+        measures.segmentation(Seer(), on(ImageSet(images, DATA.labels % 3, ("a", "b", "c"))), {}, nobody)
+
+
+def test_an_attack_without_a_budget_changes_nothing_and_ones_own_images_are_the_white_box() -> None:
+    model, options = network(), {"epsilons": [0, 8], "pgd": [8], "n": 40, "checked": 20, "crafted_on": ["p/t/twin"]}
+    found = measures.attack(model, on(), options, lambda name: model)["here"]
+    assert found["fgsm"]["0/255"] == {"accuracy": found["clean"]["accuracy"], "fooled": 0}
+    assert found["from twin"] == found["fgsm"]
+    assert set(found["pgd"]) == {"8/255"}
+    assert set(found["shift"]["8/255"]) == {"layer10", "layer13"}
+    assert max(found["shift"]["0/255"].values()) < 1e-6
+    assert set(found["check"]) == {"gradient", "noise", "pgd", "large", "transfer"}
+    assert all(set(sign) == {"value", "bound", "passed"} for sign in found["check"].values())
+
+
+def test_directly_on_the_same_classes_is_the_accuracy_and_the_svm_sees_features() -> None:
+    model = network("vgg-gap")
+    options = {"direct": ["here"], "classes": DATA.classes}
+    found = measures.cross_domain(model, on(), options, nobody)["here"]
+    assert found["direct, test"]["accuracy_mapped"] == pytest.approx(evaluate(model, DATA)["accuracy"])
+    assert set(found) == {"direct, train", "direct, test", "svm"}
+    assert 0 <= found["svm"]["accuracy"] <= 1
+    assert set(measures.cross_domain(model, on(), {}, nobody)["here"]) == {"svm"}
+
+
+def test_a_query_moves_the_maps_of_dp_and_not_those_of_pc() -> None:
+    pc = measures.query_swap(network(), on(), {"n": 30}, nobody)["here"]
+    dp = measures.query_swap(network("vgg-att2-concat-dp"), on(), {"n": 30}, nobody)["here"]
+    assert all(level["total_variation"] == level["most"] == 0 for level in pc.values())
+    assert all(level["total_variation"] > 0 for level in dp.values())
+    assert measures._change({key: torch.full((3,), torch.nan) for key in measures.CHANGES}).keys() == {
+        "total_variation", "most"}  # fmt: skip
+
+
+def test_the_detail_is_found_on_fine_glyphs() -> None:
+    fine = glyphs(60, size=24, variant="fine", seed=1)
+    found = measures.detail(network(), {"fine": (fine, fine)}, {}, nobody)["fine"]
+    assert {"layer10", "layer13", "centre", "random"} <= set(found)
+    assert all(way["part"] <= way["object"] for way in found.values())
