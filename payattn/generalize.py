@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from payattn.attention import promote
-from payattn.data import ImageSet, batches, per_class
+from payattn.data import ImageSet, batches
 from payattn.maps import device_of, frozen, logits_of, pixels_of
 
 GRID = tuple(10.0**power for power in range(-5, 2))
@@ -284,31 +284,3 @@ def direct(model: nn.Module, data: ImageSet, mapping: Tensor, batch_size: int = 
         "n": len(data),
         "n_shared": int(shared.sum()),
     }
-
-
-def split_per_class(
-    data: ImageSet, n_train: int, seed: int = 0, n_test: int | None = None
-) -> tuple[ImageSet, ImageSet]:
-    """Split a set as the protocols of small sets do: so many images of each class to train on, the rest to test on.
-
-    The usual numbers: 30 for Caltech-101 and -256; 70, and 60 to test on, for Event-8; 80 and 20 for Scene-67.
-
-    Args:
-        data: the set.
-        n_train: training images of each class.
-        seed: of the choice.
-        n_test: test images of each class; None takes all the rest.
-
-    Returns:
-        (training images, test images), each in the order of ``data``; see :func:`payattn.data.per_class`.
-
-    Raises:
-        ValueError: if a class has too few images.
-
-    Example:
-        >>> data = ImageSet(torch.zeros(5, 3, 2, 2).byte(), torch.tensor([0, 1, 1, 0, 1]), ("a", "b"))
-        >>> train, test = split_per_class(data, 1)
-        >>> train.labels.bincount().tolist(), test.labels.bincount().tolist()
-        ([1, 1], [1, 2])
-    """
-    return per_class(data, n_train, n_test, seed)

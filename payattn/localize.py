@@ -205,8 +205,37 @@ def iou_at_true_area(maps: Tensor, masks: Tensor) -> Tensor:
     return both / (2 * area - both)
 
 
+def scores(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """Where a set of maps points and what it covers, as means over the images.
+
+    Args:
+        maps: (N, h, w), any scale.
+        masks: (N, H, W), true on the object.
+
+    Returns:
+        ``pointing`` (share of images whose highest point is on the mask, with the usual tolerance),
+        ``pointing_exact`` (with none), ``pointing_box`` (in the object's bounding box, with none) and ``iou`` (at the
+        true area).
+
+    Raises:
+        ValueError: shapes that do not fit, or an empty mask.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False], [False, False]]])
+        >>> scores(torch.tensor([[[0.9, 0.1], [0.2, 0.3]]]), masks)
+        {'pointing': 1.0, 'pointing_exact': 1.0, 'pointing_box': 1.0, 'iou': 1.0}
+    """
+    found = {
+        "pointing": pointing_game(maps, masks, usual_tolerance(masks.shape[-1])),
+        "pointing_exact": pointing_game(maps, masks),
+        "pointing_box": pointing_game(maps, boxes(masks)),
+        "iou": iou_at_true_area(maps, masks),
+    }
+    return {name: values.float().mean().item() for name, values in found.items()}
+
+
 def judge(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """What the four measures of place say about a set of maps, as means: one row of a table.
+    """The measures of place as a row of a table, in words.
 
     Args:
         maps: (N, h, w), any scale.
@@ -214,7 +243,7 @@ def judge(maps: Tensor, masks: Tensor) -> dict[str, float]:
 
     Returns:
         ``on the object`` (pointing game with the usual tolerance), ``in its box`` (with none), ``IoU`` (at the true
-        area) and ``pixels from its middle``.
+        area), see :func:`scores`, and ``pixels from its middle``, see :func:`peak_distance`; means over the images.
 
     Raises:
         ValueError: shapes that do not fit, or an empty mask.
@@ -224,10 +253,11 @@ def judge(maps: Tensor, masks: Tensor) -> dict[str, float]:
         >>> judge(torch.tensor([[[0.9, 0.1], [0.2, 0.3]]]), masks)
         {'on the object': 1.0, 'in its box': 1.0, 'IoU': 1.0, 'pixels from its middle': 0.0}
     """
+    found = scores(maps, masks)
     return {
-        "on the object": pointing_game(maps, masks, usual_tolerance(masks.shape[-1])).float().mean().item(),
-        "in its box": pointing_game(maps, boxes(masks)).float().mean().item(),
-        "IoU": iou_at_true_area(maps, masks).mean().item(),
+        "on the object": found["pointing"],
+        "in its box": found["pointing_box"],
+        "IoU": found["iou"],
         "pixels from its middle": peak_distance(maps, masks).mean().item(),
     }
 
@@ -554,6 +584,52 @@ def oracle_threshold(maps: Tensor, masks: Tensor) -> float:
     return float(torch.cat([events, lowest[None]])[best + 1])
 
 
+def ways(maps: Mapping[str, Tensor], size: int | tuple[int, int]) -> dict[str, Tensor]:
+    """Every way to make one map of the maps of a network: each level alone, and all joined where there are several.
+
+    Args:
+        maps: level to (N, h, w), as ``model(images, return_maps=True)[1]`` gives.
+        size: (H, W) of the result, or one number for a square.
+
+    Returns:
+        Each level by its name, and with two levels or more ``"product"``, ``"mean"`` and ``"max"``; see
+        :func:`combine`.
+
+    Raises:
+        ValueError: a level with the name of a way to combine, or what :func:`combine` refuses.
+
+    Example:
+        >>> list(ways({"layer10": torch.rand(1, 4, 4), "layer13": torch.rand(1, 2, 2)}, 8))
+        ['layer10', 'layer13', 'product', 'mean', 'max']
+    """
+    clash = set(maps) & set(HOWS)
+    if clash:
+        raise ValueError(f"a level may not be called {sorted(clash)[0]!r}, which is a way to combine levels")
+    alone = {level: combine({level: values}, size) for level, values in maps.items()}
+    return alone | ({how: combine(maps, size, how) for how in HOWS} if len(maps) != 1 else {})
+
+
+def cuts(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """The regions above each threshold: Otsu's, the mean, and the oracle, the one threshold that suits the masks best.
+
+    Args:
+        maps: (N, H, W) on one common scale, as :func:`ways` gives.
+        masks: (N, H, W), true on the object; only the oracle looks at them.
+
+    Returns:
+        ``"otsu"``, ``"mean"``, ``"oracle"`` to bool (N, H, W).
+
+    Raises:
+        ValueError: shapes that do not fit, maps that are not finite, or an empty mask.
+
+    Example:
+        >>> masks = torch.tensor([[[False, True, True]]])
+        >>> cuts(torch.tensor([[[0.0, 0.4, 1.0]]]), masks)["oracle"]
+        tensor([[[False,  True,  True]]])
+    """
+    return {**{rule: binarise(maps, rule) for rule in RULES}, "oracle": binarise(maps, oracle_threshold(maps, masks))}
+
+
 def segment(maps: Mapping[str, Tensor], masks: Tensor) -> dict[str, dict[str, Tensor]]:
     """How well maps alone find the object's pixels: every way to combine the levels with every threshold.
 
@@ -562,9 +638,7 @@ def segment(maps: Mapping[str, Tensor], masks: Tensor) -> dict[str, dict[str, Te
         masks: (N, H, W), true on the object.
 
     Returns:
-        ``[how][rule]`` to the Jaccard index of each image, float (N,).  ``how`` is each level by its name, and
-        ``"product"``, ``"mean"``, ``"max"`` of all levels; ``rule`` is ``"otsu"``, ``"mean"``, or ``"oracle"``, the
-        best single threshold in hindsight.
+        ``[way][rule]`` to the Jaccard index of each image, float (N,); see :func:`ways` and :func:`cuts`.
 
     Raises:
         ValueError: no maps, a level with the name of a way to combine, shapes that do not fit, or an empty mask.
@@ -574,18 +648,11 @@ def segment(maps: Mapping[str, Tensor], masks: Tensor) -> dict[str, dict[str, Te
 
     Example:
         >>> masks = torch.tensor([[[False, True, True]]])
-        >>> scores = segment({"layer10": torch.tensor([[[0.1, 0.6, 0.9]]])}, masks)
-        >>> list(scores), scores["layer10"]["otsu"]
-        (['layer10', 'product', 'mean', 'max'], tensor([1.]))
+        >>> found = segment({"layer10": torch.tensor([[[0.1, 0.6, 0.9]]])}, masks)
+        >>> list(found), found["layer10"]["otsu"]
+        (['layer10'], tensor([1.]))
     """
-    clash = set(maps) & set(HOWS)
-    if clash:
-        raise ValueError(f"a level may not be called {sorted(clash)[0]!r}, which is a way to combine levels")
-    size = (masks.shape[-2], masks.shape[-1])
-    ways = {level: ({level: values}, "product") for level, values in maps.items()}
-    scores = {}
-    for name, (levels, how) in {**ways, **{how: (dict(maps), how) for how in HOWS}}.items():
-        one = combine(levels, size, how)
-        rules: dict[str, str | float] = {"otsu": "otsu", "mean": "mean", "oracle": oracle_threshold(one, masks)}
-        scores[name] = {rule: jaccard(binarise(one, threshold), masks) for rule, threshold in rules.items()}
-    return scores
+    return {
+        way: {rule: jaccard(region, masks) for rule, region in cuts(one, masks).items()}
+        for way, one in ways(maps, (masks.shape[-2], masks.shape[-1])).items()
+    }

@@ -13,7 +13,6 @@ section 5; what the paper leaves open is said in each function.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from payattn.train import evaluate, maps_of
 On = Mapping[str, tuple[ImageSet, ImageSet]]
 Network = Callable[[str], nn.Module]
 Measured = dict[str, Any]
-RULES = ("otsu", "mean")
 CHANGES = ("total_variation", "slope", "r2")
 
 
@@ -109,7 +107,7 @@ def segmentation(model: nn.Module, on: On, options: Mapping[str, Any], network: 
     """
     found: Measured = {}
     for name, (train, test) in on.items():
-        test = _joined(train, test) if options.get("whole") else test
+        test = train.joined(test) if options.get("whole") else test
         if test.masks is None:
             raise ValueError(f"{name} has no masks, and segmentation needs them")
         data = test.subset(test.masks.flatten(1).any(1))
@@ -120,41 +118,31 @@ def segmentation(model: nn.Module, on: On, options: Mapping[str, Any], network: 
     return found
 
 
-def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    masks = None if first.masks is None or second.masks is None else torch.cat([first.masks, second.masks])
-    return replace(first, images=torch.cat([first.images, second.images]),
-                   labels=torch.cat([first.labels, second.labels]), masks=masks)  # fmt: skip
-
-
 def _ways(model: nn.Module, data: ImageSet, size: tuple[int, int]) -> dict[str, Tensor]:
     """Maps (N, H, W) in [0, 1] by the way they were made."""
     levels = maps_of(model, data)
-    ways = {level: localize.combine({level: maps}, size) for level, maps in levels.items()}
-    if len(levels) > 1:
-        ways |= {how: localize.combine(levels, size, how) for how in ("product", "mean", "max")}
-    device = next(model.parameters()).device
+    found = localize.ways(levels, size) if levels else {}
     saliency = torch.cat([
-        map_methods.gradient_saliency(model, images.to(device)).cpu() for images in data.images.split(250)
-    ])
-    generator = torch.Generator().manual_seed(0)
-    blind = {"centre": map_methods.centre_prior(len(data), size),
-             "random": map_methods.random_maps(len(data), size, generator)}  # fmt: skip
-    return ways | {name: localize.rescale(maps) for name, maps in ({"saliency": saliency} | blind).items()}
+        map_methods.gradient_saliency(model, images.to(map_methods.device_of(model))).cpu()
+        for images in data.images.split(250)
+    ])  # fmt: skip
+    others = {
+        "saliency": saliency,
+        "centre": map_methods.centre_prior(len(data), size),
+        "random": map_methods.random_maps(len(data), size, torch.Generator().manual_seed(0)),
+    }
+    return found | {name: localize.rescale(maps) for name, maps in others.items()}
 
 
 def _scores(maps: Tensor, masks: Tensor, data: ImageSet) -> Measured:
     rules: Measured = {}
-    oracle = localize.oracle_threshold(maps, masks)
-    for rule in (*RULES, "oracle"):
-        predicted = localize.binarise(maps, oracle if rule == "oracle" else rule)
+    for rule, predicted in localize.cuts(maps, masks).items():
         jaccard, labels = localize.jaccard(predicted, masks), data.labels.cpu()
         rules[rule] = {
             "jaccard": jaccard.mean().item(),
             "corloc": localize.corloc(predicted, masks).float().mean().item(),
-            "classes": {
-                data.classes[k]: jaccard[labels == k].mean().item() for k in labels.unique().tolist()
-            },
-        }  # fmt: skip
+            "classes": {data.classes[k]: jaccard[labels == k].mean().item() for k in labels.unique().tolist()},
+        }
     return rules
 
 
@@ -206,7 +194,7 @@ def _curve(
 def _shift(model: nn.Module, data: ImageSet, epsilons: Sequence[int]) -> Measured:
     if not (model.levels and hasattr(model, "attend")):
         return {}  # no map, or one made for a class: no weight that could move
-    device = next(model.parameters()).device
+    device = map_methods.device_of(model)
     images, labels = data.images[:250].to(device), data.labels[:250].to(device)
     shifts: Measured = {}
     for e in epsilons:
@@ -225,8 +213,7 @@ def query_swap(model: nn.Module, on: On, options: Mapping[str, Any], network: Ne
     found: Measured = {}
     for name, (_, test) in on.items():
         data = balanced(test, min(options.get("n", 500), len(test)))
-        device = next(model.parameters()).device
-        images = data.images.to(device)
+        images = data.images.to(map_methods.device_of(model))
         parts = [
             query.swap(model, own, other)
             for own, other in zip(images.split(100), images.roll(len(images) // 2, 0).split(100), strict=True)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -34,7 +34,7 @@ from torch import nn
 from payattn import results
 from payattn.attention import choose, normalised_entropy
 from payattn.data import ImageSet
-from payattn.localize import boxes, iou_at_true_area, pointing_game, usual_tolerance, widen
+from payattn.localize import boxes, scores, usual_tolerance, widen
 from payattn.models import colour_statistics, create, list_models
 from payattn.train import History, Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
 
@@ -49,6 +49,8 @@ TAGS = ("code", "review", "recall-hi", "recall-med")
 
 A number that is remembered only vaguely is not in any recipe.
 """
+MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
+"""How a published number is marked by its source."""
 BUDGETS = ("quick", "gpu", "check")
 
 
@@ -89,6 +91,17 @@ def folder() -> Path:
     """
     inside = Path(__file__).parent / "_recipes"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def published(name: str) -> str:
+    """The published error of a recipe in per cent, as text and marked by its source; a dash where there is none.
+
+    Example:
+        >>> published("cifar10/vgg-att2-concat-pc"), published("cifar10/vgg-att-control")
+        ('5.23†', '–')
+    """
+    numbers = get(name).published
+    return f"{numbers['error']:.2f}{MARKS[numbers['tag']]}" if "error" in numbers else "–"
 
 
 def list_recipes(pattern: str = "*", root: str | os.PathLike[str] | None = None) -> list[str]:
@@ -256,9 +269,8 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
         data: images without an object (an empty mask) are left out.
 
     Returns:
-        ``levels``: level to ``pointing`` (share of images whose highest point is on the mask, with the usual
-        tolerance), ``pointing_exact`` (with none), ``pointing_box`` (in the object's bounding box, with none) and
-        ``iou`` (mean), see :mod:`payattn.localize`, and where the maps are softmaxes ``entropy`` (mean, from 0 for
+        ``levels``: level to the numbers of :func:`payattn.localize.scores`,
+        and where the maps are softmaxes ``entropy`` (mean, from 0 for
         one position to 1 for uniform), see :func:`payattn.attention.normalised_entropy`; ``tolerance`` in pixels;
         ``chance`` and ``chance_box``: what a random point scores in ``pointing`` and ``pointing_box``;
         ``mask_share``: the mean share of the image that the object covers.
@@ -271,12 +283,7 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
     tolerance = usual_tolerance(masks.shape[-1])
     levels = {}
     for level, maps in maps_of(model, data).items():
-        levels[level] = {
-            "pointing": pointing_game(maps, masks, tolerance).float().mean().item(),
-            "pointing_exact": pointing_game(maps, masks).float().mean().item(),
-            "pointing_box": pointing_game(maps, boxes(masks)).float().mean().item(),
-            "iou": iou_at_true_area(maps, masks).mean().item(),
-        }
+        levels[level] = scores(maps, masks)
         if maps.min() >= 0 and torch.allclose(maps.sum((1, 2)), torch.ones(len(maps)), atol=1e-3):
             levels[level]["entropy"] = normalised_entropy(maps).mean().item()  # a CAM is no distribution
     return {
@@ -356,7 +363,7 @@ def run(
     def trained(which: Recipe, weights: Path | None) -> tuple[nn.Module, History]:
         model = build(which, seed, train_set)
         if which.start and not (weights and weights.exists()):
-            start_from(model, _start(which, seed, file, where, progress))
+            start_from(model, _start(which, recipe, seed, file, where, progress))
         return model, fit(
             model, train_set, test_set, settings=replace(which.settings, seed=seed), device=where,
             checkpoint=weights, progress=progress,
@@ -364,7 +371,7 @@ def run(
 
     def network(name: str) -> nn.Module:
         other = get(name, small=recipe.trains_small)
-        return trained(other, None if file is None else file.parents[3] / weights_of(other, seed))[0]
+        return trained(other, _beside(file, recipe, other, seed))[0]
 
     model, history = trained(recipe, file)
     final = evaluate(model, test_set)
@@ -422,7 +429,7 @@ def start_from(model: nn.Module, other: nn.Module) -> None:
 
 
 def _start(
-    recipe: Recipe, seed: int, file: Path | None, device: torch.device, progress: str | bool
+    recipe: Recipe, asked: Recipe, seed: int, file: Path | None, device: torch.device, progress: str | bool
 ) -> nn.Module:
     """The trained network that a recipe starts from, trained now where its checkpoint is not there."""
     from payattn.data import load
@@ -430,10 +437,54 @@ def _start(
     other = get(recipe.start, small=recipe.trains_small)
     train, test = load(other.data, device=device, **other.data_options)
     model = build(other, seed, train)
-    weights = None if file is None else file.parents[3] / weights_of(other, seed)
-    fit(model, train, test, settings=replace(other.settings, seed=seed), device=device, checkpoint=weights,
-        progress=progress)  # fmt: skip
+    fit(model, train, test, settings=replace(other.settings, seed=seed), device=device,
+        checkpoint=_beside(file, asked, other, seed), progress=progress)  # fmt: skip
     return model
+
+
+def _beside(file: Path | None, recipe: Recipe, other: Recipe, seed: int) -> Path | None:
+    """The checkpoint of another recipe: in the same folder of checkpoints as ``file``, else in the folder beside it."""
+    if file is None:
+        return None
+    own = weights_of(recipe, seed).parts
+    root = file.parents[len(own) - 1] if file.parts[-len(own):] == own else file.parent
+    return root / weights_of(other, seed)
+
+
+def live(
+    name: str, train: ImageSet, test: ImageSet | None = None, *, epochs: int = 4, seed: int = 0,
+    on_epoch: Callable[[nn.Module], None] | None = None, **settings: Any,
+) -> tuple[nn.Module, History]:  # fmt: skip
+    """The network of a recipe after a short training: what a chapter runs before the reader's eyes.
+
+    Small batches and a moderate rate, so that a few thousand images and four epochs are enough to see something; the
+    recorded runs have the recipe's own settings.
+
+    Args:
+        name: of the recipe; its network and its other settings are taken.
+        train: images.
+        test: measured after every epoch where given.
+        epochs: of the training.
+        seed: of weights and batches.
+        on_epoch: called with the network after every epoch.
+        **settings: other fields of :class:`payattn.train.Settings`; batches of 64 and a rate of 0.05 if none.
+
+    Returns:
+        the network, on the CPU in evaluation mode, and the history.
+
+    Example:
+        >>> data = ImageSet(torch.zeros(8, 3, 8, 8).byte(), torch.arange(8) % 2, ("a", "b"))
+        >>> net, history = live("glyphs/control", data, epochs=1)
+        >>> net.training, len(history.epochs)
+        (False, 1)
+    """
+    recipe = get(name)
+    net = build(recipe, seed, train)
+    chosen = {"batch_size": 64, "lr": 0.05, **settings}
+    history = fit(net, train, test, settings=replace(recipe.settings, epochs=epochs, seed=seed, **chosen),
+                  progress=False,
+                  on_epoch=None if on_epoch is None else lambda _: on_epoch(net))  # fmt: skip
+    return net.cpu().eval(), history
 
 
 def weights_of(recipe: Recipe, seed: int) -> Path:

@@ -236,6 +236,57 @@ def compare(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     return {"difference": round(real, 12), "share": sum(splits) / len(splits), "apart": apart}
 
 
+def verdict(first: Sequence[float], second: Sequence[float], least: int = 3) -> str:
+    """Does the first do better than the second? The one rule of the book, for numbers of which more is better.
+
+    Args:
+        first, second: one value per run.
+        least: so many runs there must be on either side.
+
+    Returns:
+        ``"yes"``: every run of the first is above every run of the second; ``"no"``: every one is below;
+        ``"not decided here"``: the ranges touch; ``"not decided here: too few runs"``.
+
+    Example:
+        >>> verdict([0.8, 0.9, 0.9], [0.5, 0.6, 0.7]), verdict([0.8], [0.5])
+        ('yes', 'not decided here: too few runs')
+    """
+    if min(len(first), len(second)) < max(1, least):
+        return "not decided here: too few runs"
+    found = compare(first, second)
+    return ("yes" if found["difference"] > 0 else "no") if found["apart"] else "not decided here"
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Mean and range of the values of several runs, as text.
+
+    Example:
+        >>> spread([0.5, 0.75, 1.0], 2), spread([])
+        ('0.75 (0.50 to 1.00)', '–')
+    """
+    values = list(values)
+    if not values:
+        return "–"
+    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def measured(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run of an experiment measured on its only set, see :mod:`payattn.measures`.
+
+    Raises:
+        ValueError: the run measured nothing but accuracy, or on several sets.
+
+    Example:
+        >>> measured({"recipe": "p/t/r", "final": {"measured": {"glyphs": {"layer13": {"slope": 1.0}}}}})
+        {'layer13': {'slope': 1.0}}
+    """
+    found = run["final"].get("measured", {})
+    if len(found) != 1:
+        raise ValueError(f"{run.get('recipe', 'a run')} measured on {', '.join(found) or 'nothing'}, not on one set")
+    return dict(next(iter(found.values())))
+
+
 def _look_up(run: Mapping[str, Any], metric: str) -> float:
     value: Any = run
     for key in metric.split("."):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from payattn import checkpoint as files
 from payattn.attention import choose, promote
 from payattn.data import Augment, ImageSet, batches
+from payattn.maps import device_of, frozen
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -606,24 +607,6 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients for a block; every submodule gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _home(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), next(model.buffers(), None))
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
 def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[str, Any]:
     """Mean cross-entropy and accuracy of a network on a set, in evaluation mode and full precision.
 
@@ -645,10 +628,10 @@ def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[st
     """
     if not len(data):
         raise ValueError(f"the data set {data.name!r} is empty, so nothing can be measured on it")
-    device = _home(model)
+    device = device_of(model)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     hits = torch.zeros((), dtype=torch.int64, device=device)
-    with _evaluating(model):
+    with frozen(model, gradients=False):
         _check_logits(model(data.images[:1].to(device)), data)
         for images, labels in batches(data, batch_size):
             logits, labels = promote(model(images.to(device))), labels.to(device)
@@ -677,8 +660,8 @@ def maps_of(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[str
         >>> maps_of(Net(), data)["layer1"].shape
         torch.Size([4, 8, 8])
     """
-    device, parts = _home(model), dict[str, list[Tensor]]()
-    with _evaluating(model):
+    device, parts = device_of(model), dict[str, list[Tensor]]()
+    with frozen(model, gradients=False):
         for images, _ in batches(data, batch_size):
             _, maps = model(images.to(device), return_maps=True)
             for level, values in maps.items():

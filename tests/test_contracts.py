@@ -121,7 +121,9 @@ def test_maps_stay_in_float32_under_autocast(name: str) -> None:
         logits, maps = model(images, return_maps=True)
     assert all(a.dtype == torch.float32 for a in maps.values())
     exact = model(images).detach()
-    assert torch.allclose(logits.float(), exact, rtol=0.1, atol=0.1 * float(exact.abs().max().clamp_min(1)))
+    # the logits of Residual Attention Networks grow with their depth, and the error of bfloat16 with them
+    size = float(exact.abs().max().clamp_min(1)) if name.startswith(RESIDUAL) else 1.0
+    assert torch.allclose(logits.float(), exact, rtol=0.1, atol=0.1 * size)
     for level in softmax_levels(name):  # in bfloat16 the sum would miss one by a per cent
         torch.testing.assert_close(maps[level].sum(dim=(1, 2)), torch.ones(2), rtol=0, atol=1e-5, msg=level)
 
@@ -230,7 +232,7 @@ def test_images_of_a_wrong_shape_or_type_are_refused(name: str) -> None:
 def test_a_compiled_network_gives_the_same_logits_and_maps(name: str) -> None:
     torch._dynamo.reset()
     model, images = tiny(name).eval(), floats()
-    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_same(compiled(images, return_maps=True), model(images, return_maps=True), rtol=1e-5, atol=1e-6)
 
 
@@ -238,7 +240,7 @@ def test_a_compiled_network_gives_the_same_gradients() -> None:
     torch._dynamo.reset()
     model, images = tiny("vgg-att-dp", gradient_merge="mean", dropout=0.0), floats()
     weights: list[Tensor] = []
-    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     for network in (model, compiled):
         model.zero_grad()
         F.cross_entropy(network(images), torch.tensor([0, 1])).backward()

@@ -10,13 +10,14 @@ import sys
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from payattn.data import CUB_PARTS, ImageSet, archives, download, known, load, per_class
+from payattn.data import CUB_PARTS, ImageSet, archives, download, glyphs, known, load, per_class
 
 # ---- making files ----------------------------------------------------------------------------------------------
 
@@ -662,3 +663,27 @@ def test_images_are_chosen_per_class_and_a_smaller_choice_is_part_of_a_larger():
         per_class(data, 2, 2)
     with pytest.raises(ValueError, match="n_train=0"):
         per_class(data, 0)
+
+
+def test_a_split_per_class_is_disjoint_complete_and_repeats():
+    data = glyphs(60, size=8)
+    train, test = per_class(data, 2, seed=1)
+    assert train.labels.bincount().tolist() == [2] * 10 and len(train) + len(test) == 60
+    both = train.joined(test).images.flatten(1)
+    assert {tuple(row) for row in both.tolist()} == {tuple(row) for row in data.images.flatten(1).tolist()}
+    assert per_class(data, 2, seed=1)[0].digest() == train.digest() != per_class(data, 2)[0].digest()
+    assert len(per_class(data, 2, 3)[1]) == 30
+    with pytest.raises(ValueError, match="too few for 6"):
+        per_class(data, 6)
+
+
+def test_joined_sets_hold_all_that_both_hold():
+    one, two = glyphs(10, size=8, seed=1), glyphs(20, size=8, seed=2)
+    both = one.joined(two)
+    assert len(both) == 30 and both.name == one.name
+    for name in ("images", "labels", "masks"):
+        assert torch.equal(getattr(both, name), torch.cat([getattr(one, name), getattr(two, name)]))
+    with pytest.raises(ValueError, match="only one of 'glyphs' and 'glyphs' has masks"):
+        one.joined(replace(two, masks=None))
+    with pytest.raises(ValueError, match="have other classes"):
+        one.joined(replace(two, classes=tuple("abcdefghij")))

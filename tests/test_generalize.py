@@ -17,7 +17,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from payattn.data import ImageSet, glyphs
-from payattn.generalize import GRID, direct, features_of, shared_classes, split_per_class, svm
+from payattn.generalize import GRID, direct, features_of, shared_classes, svm
 from payattn.models import create
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -212,15 +212,3 @@ def test_direct_says_what_does_not_fit() -> None:
         direct(Painted(), painted([7], [0], [0]), mapping)
     with pytest.raises(ValueError, match="empty"):
         direct(Painted(), data.subset([]), mapping)
-
-
-def test_a_split_per_class_is_disjoint_complete_and_repeats() -> None:
-    data = glyphs(60, size=8)
-    train, test = split_per_class(data, 2, seed=1)
-    assert train.labels.bincount().tolist() == [2] * 10 and len(train) + len(test) == 60
-    joined = torch.cat([train.images, test.images]).flatten(1)
-    assert {tuple(row) for row in joined.tolist()} == {tuple(row) for row in data.images.flatten(1).tolist()}
-    assert split_per_class(data, 2, seed=1)[0].digest() == train.digest() != split_per_class(data, 2)[0].digest()
-    assert len(split_per_class(data, 2, n_test=3)[1]) == 30
-    with pytest.raises(ValueError, match="too few for 6"):
-        split_per_class(data, 6)

@@ -25,7 +25,10 @@ from payattn.localize import (
     peak_distance,
     pointing_game,
     rescale,
+    scores,
     segment,
+    usual_tolerance,
+    ways,
     widen,
 )
 
@@ -395,3 +398,20 @@ def test_segment_says_what_does_not_fit() -> None:
         segment({}, box("#."))
     with pytest.raises(ValueError, match="masks are empty"):
         segment({"layer10": torch.rand(1, 2, 2)}, box(".."))
+
+
+def test_one_level_alone_has_nothing_to_be_joined_with() -> None:
+    maps = {"layer13": drawn(1, 4, 4, 4)}
+    found = ways(maps, 16)
+    assert list(found) == ["layer13"]
+    assert torch.equal(found["layer13"], combine(maps, 16, "mean"))
+
+
+def test_the_scores_are_the_means_of_their_measures() -> None:
+    maps, masks = drawn(5, 12, 8, 8), drawn(6, 12, 64, 64) < 0.02
+    found = scores(maps, masks)
+    assert usual_tolerance(64) == 2
+    by_hand = {"pointing": pointing_game(maps, masks, 2), "pointing_exact": pointing_game(maps, masks),
+               "pointing_box": pointing_game(maps, boxes(masks)), "iou": iou_at_true_area(maps, masks)}  # fmt: skip
+    assert found == {name: pytest.approx(values.double().mean().item()) for name, values in by_hand.items()}
+    assert found["pointing"] > found["pointing_exact"], "the tolerance must count"

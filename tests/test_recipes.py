@@ -417,3 +417,58 @@ def test_a_fault_in_an_experiment_is_named(experiment: Path, old: str, new: str,
     (experiment / "recipes" / "paper" / "experiment.toml").write_text(EXPERIMENT.replace(old, new))
     with pytest.raises(ValueError, match=message):
         recipes.get("experiment/pc")
+
+
+# --- what the chapters ask
+
+
+def test_a_live_training_takes_the_recipes_network_and_shows_it_after_every_epoch(tiny: Path) -> None:
+    data, seen = recipes_data(), []
+    net, history = recipes.live("tiny/pc", data, data, epochs=2, seed=3, on_epoch=lambda net: seen.append(net))
+    assert not net.training and seen == [net, net]
+    assert len(history.epochs) == 2 and "test_accuracy" in history.final
+    assert (history.settings.batch_size, history.settings.lr, history.settings.seed) == (64, 0.05, 3)
+    assert net.spec["name"] == "vgg-att2-concat-pc" and net.spec["options"]["width"] == 0.03125  # type: ignore[index]
+    again, _ = recipes.live("tiny/pc", data, epochs=2, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_a_published_number_carries_the_mark_of_its_source() -> None:
+    assert recipes.published("cifar10/vgg") == "7.77†"
+    assert recipes.published("cifar10/vgg-pan") == "6.29‡"
+    assert recipes.published("glyphs/pc") == recipes.published("cross-domain/cifar10-vgg") == "–"
+    assert set(recipes.MARKS) == set(recipes.TAGS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ([3, 4, 5], [0, 1, 2], "yes"),
+        ([0, 1, 2], [3, 4, 5], "no"),
+        ([0, 1, 3], [2, 4, 5], "not decided here"),
+        ([2, 3, 4], [0, 1, 2], "not decided here"),
+        ([4, 5], [0, 1, 2], "not decided here: too few runs"),
+        ([3, 4, 5], [], "not decided here: too few runs"),
+    ],
+)
+def test_a_verdict_needs_three_runs_on_either_side_that_do_not_touch(first: list, second: list, said: str) -> None:
+    assert results.verdict(first, second) == said
+
+
+def test_the_weights_of_another_recipe_lie_in_the_same_folder_of_checkpoints(experiment: Path) -> None:
+    base, other = recipes.get("tiny/pc"), recipes.get("tiny/control")
+    folder = experiment / "runs"
+    for recipe in (base, recipes.get("experiment/pc")):  # the experiment has the weights of its base
+        file = folder / recipes.weights_of(recipe, 2)
+        assert recipes._beside(file, recipe, other, 2) == folder / recipes.weights_of(other, 2)
+    assert recipes._beside(Path("mine.safetensors"), base, other, 2) == recipes.weights_of(other, 2)
+    assert recipes._beside(None, base, other, 2) is None
+
+
+def test_what_an_experiment_measured_is_found_by_its_only_set() -> None:
+    run = {"recipe": "p/t/r", "final": {"measured": {"a": {"x": 1}}}}
+    assert results.measured(run) == {"x": 1}
+    for wrong in ({}, {"measured": {"a": {}, "b": {}}}):
+        with pytest.raises(ValueError, match="not on one set"):
+            results.measured({"recipe": "p/t/r", "final": wrong})
+

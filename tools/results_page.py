@@ -41,7 +41,6 @@ WORDS = {
     "total_variation": "moved weight", "most": "moved at most",
     "slope": "slope, median", "slope_low": "slope, 5 %", "slope_high": "slope, 95 %",
 }  # fmt: skip
-MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
 HEAD = """\
 <!-- written by tools/results_page.py from recipes/ and results/: do not edit -->
 
@@ -84,7 +83,7 @@ def groups(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def published(recipe: recipes.Recipe) -> list[str]:
     """The published and the logged error of a row."""
     numbers = recipe.published
-    mark = MARKS[numbers["tag"]] if numbers else ""
+    mark = recipes.MARKS[numbers["tag"]] if numbers else ""
     confirmed = f" (also in {numbers['confirmed']})" if "confirmed" in numbers else ""
     error = f"{numbers['error']:.2f}{mark}{confirmed}" if "error" in numbers else "–"
     if "values" in numbers:
@@ -128,16 +127,7 @@ def blind(name: str, options: str) -> dict[str, float]:
     train, test = load(name, device="cpu", **json.loads(options))
     if train.masks is None or test.masks is None:
         return {}
-    masks = test.masks
-    maps = train.masks.float().mean(0).expand(len(masks), -1, -1)
-    tolerance = localize.usual_tolerance(masks.shape[-1])
-    scores = {
-        "pointing": localize.pointing_game(maps, masks, tolerance),
-        "pointing_exact": localize.pointing_game(maps, masks),
-        "pointing_box": localize.pointing_game(maps, localize.boxes(masks)),
-        "iou": localize.iou_at_true_area(maps, masks),
-    }
-    return {metric: values.float().mean().item() for metric, values in scores.items()}
+    return localize.scores(train.masks.float().mean(0).expand(len(test), -1, -1), test.masks)
 
 
 def maps_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TENSORS = ("images", "labels", "masks", "clean_labels", "boxes", "parts")
+
 
 def _require(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
     if not condition:
@@ -102,10 +104,24 @@ class ImageSet:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> ImageSet:
         """A copy of this set with ``change`` applied to every tensor it holds."""
-        fields = ("images", "labels", "masks", "clean_labels", "boxes", "parts")
-        changed: dict[str, Any] = {field: change(getattr(self, field)) for field in fields
+        changed: dict[str, Any] = {field: change(getattr(self, field)) for field in TENSORS
                                    if getattr(self, field) is not None}
         return replace(self, **changed)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """The images of this set and behind them those of another with the same classes.
+
+        Raises:
+            ValueError: other classes, or only one of the two has masks, boxes, parts or clean labels.
+        """
+        _require(self.classes == other.classes, f"{self.name!r} and {other.name!r} have other classes")
+        both: dict[str, Any] = {}
+        for field in TENSORS:
+            mine, theirs = getattr(self, field), getattr(other, field)
+            _require((mine is None) == (theirs is None), f"only one of {self.name!r} and {other.name!r} has {field}")
+            if mine is not None:
+                both[field] = torch.cat([mine, theirs.to(mine.device)])
+        return replace(self, **both)
 
     def subset(self, index: Tensor | slice | list[int]) -> ImageSet:
         """The images at ``index`` (a slice, integers, or a bool tensor of length N), in that order."""
