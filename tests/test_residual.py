@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from payattn.data.strokes import noisy_labels
-from payattn.models import CIFARAttention, ImageNetAttention, create, list_models
+from payattn.models import CIFARAttention, ImageNetAttention, create, list_models, multiply_adds
 from payattn.residual import (
     ACTIVATIONS,
     AttentionModule,
@@ -76,22 +76,6 @@ def bare(name: str, classes: int = 10, **options: Any) -> Any:
 
 def count(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
-
-
-def multiply_adds(model: nn.Module, *shape: int) -> int:
-    """Of all convolutions and linear layers, for an input of this shape."""
-    cost = 0
-
-    def record(layer: Any, _: Any, out: Tensor) -> None:
-        nonlocal cost
-        cost += (out[0, 0].numel() if out.ndim == 4 else 1) * layer.weight.numel()
-
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, *shape, device=next(model.parameters()).device))
-    for handle in handles:
-        handle.remove()
-    return cost
 
 
 # G1 to G3: fusion

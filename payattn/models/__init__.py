@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any
 
 from payattn.attention import SCORES
-from payattn.models.base import Classifier, ConvBlock, Maps, class_activation, pool, scale_gradient
+from payattn.models.base import Classifier, ConvBlock, Maps, class_activation, multiply_adds, pool, scale_gradient
 from payattn.models.colour import (
     COLOURS,
     Normalize,
@@ -40,8 +40,8 @@ __all__ = [
     "COLOURS", "LAYERS", "LEVELS", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck", "CIFARAttention",
     "ConvBlock", "ImageNetAttention", "Maps", "Normalize", "PreActResNet", "QueryBranch", "ResNetAttention",
     "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "YUVLocalContrast", "class_activation",
-    "colour_statistics", "create", "first_layer", "list_models", "local_contrast", "pool", "scale_gradient", "shrink",
-    "to_yuv", "unit_range",
+    "colour_statistics", "create", "first_layer", "list_models", "local_contrast", "multiply_adds", "pool",
+    "scale_gradient", "shrink", "to_yuv", "unit_range",
 ]  # fmt: skip
 
 
