@@ -35,6 +35,7 @@ _HOME = {
 _MODULES = (
     "attention",
     "checkpoint",
+    "cost",
     "data",
     "generalize",
     "localize",
