@@ -4,7 +4,7 @@ Counts, not timings: they are the same on every machine. On the meta device they
 
     with torch.device("meta"):
         net = pa.create("attention-92-imagenet", classes=1000)
-    pa.cost.total(pa.cost.layers(net, 224), "multiply_adds")
+    pa.cost.multiply_adds(net, 3, 224, 224), pa.cost.total(pa.cost.layers(net, 3, 224, 224), "written")
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from payattn.attention import choose
 
-__all__ = ["Layer", "layers", "parameters", "saved_bytes", "total", "unlearned"]
+__all__ = ["Layer", "layers", "multiply_adds", "parameters", "saved_bytes", "total", "unlearned"]
 
 Result = TypeVar("Result")
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -53,42 +53,40 @@ def parameters(parts: nn.Module | Iterable[nn.Module]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def layers(model: nn.Module, size: int | tuple[int, int], channels: int = 3) -> dict[str, Layer]:
-    r"""Count every convolution, linear layer and BatchNorm while one image passes through.
+def layers(model: nn.Module, *shape: int) -> dict[str, Layer]:
+    """Count every convolution, linear layer and BatchNorm while one input passes through.
 
     A convolution or linear layer with weight W, whose output has n positions, costs ``n |W|`` multiply-adds: every
     element of the weight is used once at every position. Biases, BatchNorm, ReLU, pooling, resizing, sigmoids, and
     sums and products of tensors are not counted, as is usual where papers say FLOPs.
 
     Args:
-        model: a network that reads images; every part of it is left in the mode that it was in.
-        size: side of the image in pixels, or (H, W).
-        channels: of the image.
+        model: any module; every part of it is left as it was. It may live on the meta device.
+        shape: of one input without the batch, such as ``3, 32, 32``.
 
     Returns:
         layer name to ``Layer``, in the order of the first calls. Layers that are not called are missing.
 
     Raises:
-        ValueError: if a size is not positive.
+        ValueError: if the shape is empty or not positive.
 
     Source: the multiply-adds that the Residual Attention Network prints as FLOPs.
 
     Example:
-        >>> found = layers(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)), 9)
+        >>> found = layers(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)), 3, 9, 9)
         >>> found["0"].multiply_adds == 5 * 5 * 8 * 3 * 3 * 3
         True
         >>> found["1"].multiply_adds, found["1"].written
         (0, 200)
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width, channels) < 1:
-        raise ValueError(f"size and channels must be positive, got size={size!r} and channels={channels!r}")
+    if not shape or min(shape) < 1:
+        raise ValueError(f"shape must be that of one input without the batch, such as 3, 32, 32, got {shape}")
     found: dict[str, Layer] = {}
 
     def record(name: str) -> Callable[..., None]:
         def hook(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
             before = found.get(name, Layer("", 0, 0, 0, 0))
-            positions = 0 if isinstance(layer, _NORM) else out.numel() // layer.weight.shape[0]
+            positions = 0 if isinstance(layer, _NORM) else out.numel() // layer.weight.shape[0]  # weight: (C_out, ...)
             found[name] = Layer(
                 type(layer).__name__, parameters(layer), before.multiply_adds + positions * layer.weight.numel(),
                 before.read + inputs[0].numel(), before.written + out.numel(),
@@ -101,13 +99,27 @@ def layers(model: nn.Module, size: int | tuple[int, int], channels: int = 3) -> 
     handles = [part.register_forward_hook(record(key)) for key, part in model.named_modules() if _is_counted(part)]
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, height, width, dtype=some.dtype, device=some.device))
+            model.eval()(torch.zeros(1, *shape, dtype=some.dtype, device=some.device))
     finally:
         for handle in handles:
             handle.remove()
         for part, training in modes:
             part.training = training
     return found
+
+
+def multiply_adds(model: nn.Module, *shape: int) -> int:
+    """Multiply-adds of all convolutions and linear layers for one input, see ``layers``.
+
+    Args:
+        model: any module, also on the meta device.
+        shape: of one input without the batch, such as ``3, 32, 32``.
+
+    Example:
+        >>> multiply_adds(nn.Conv2d(16, 8, kernel_size=3, padding=1), 16, 10, 10)  # 9 * 16 * 8 weights, 100 positions
+        115200
+    """
+    return total(layers(model, *shape))
 
 
 def _is_counted(part: nn.Module) -> bool:

@@ -22,14 +22,14 @@ def on_meta(name: str, classes: int = 10, **options: Any) -> nn.Module:
 
 def test_one_convolution_by_hand() -> None:
     net = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
-    assert cost.layers(net, (5, 8), channels=4) == {
+    assert cost.layers(net, 4, 5, 8) == {
         "": cost.Layer("Conv2d", 6 * 2 * 9 + 6, 3 * 4 * 6 * 2 * 9, 4 * 5 * 8, 6 * 3 * 4)
     }
 
 
 def test_linear_layers_count_every_row_they_read_and_norms_cost_nothing() -> None:
     net = nn.Sequential(nn.Flatten(2), nn.Linear(12, 5), nn.BatchNorm1d(3))
-    found = cost.layers(net, (3, 4))
+    found = cost.layers(net, 3, 3, 4)
     assert found["1"] == cost.Layer("Linear", 65, 3 * 60, 36, 15)
     assert found["2"] == cost.Layer("BatchNorm1d", 6, 0, 15, 15)
 
@@ -44,7 +44,7 @@ def test_a_layer_that_is_called_twice_adds_up_and_one_that_is_not_called_is_miss
             found: Tensor = self.a(self.a(x))
             return found
 
-    found = cost.layers(Twice(), 2)
+    found = cost.layers(Twice(), 3, 2, 2)
     assert list(found) == ["a"]
     assert (found["a"].parameters, found["a"].multiply_adds, found["a"].read) == (12, 2 * 4 * 9, 2 * 12)
 
@@ -54,7 +54,7 @@ def test_the_multiply_adds_are_half_of_the_flops_of_pytorch(name: str) -> None:
     net = create(name, 7, width=0.0625).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 3, 40, 36))
-    counted = cost.total(cost.layers(net, (40, 36)))
+    counted = cost.multiply_adds(net, 3, 40, 36)
     scores = counter.get_flop_counts()["Global"]
     others = sum(n for kind, n in scores.items() if "bmm" in str(kind))  # scores of attention are no layers
     assert 2 * counted == counter.get_total_flops() - others
@@ -64,8 +64,8 @@ def test_the_counts_are_the_same_on_the_meta_device_and_leave_the_network_as_it_
     real = create("attention-56", width=0.0625).train()
     real.stage1.eval()  # type: ignore[union-attr]
     before = {key: value.clone() for key, value in real.state_dict().items()}
-    found = cost.layers(real, 24)
-    assert found == cost.layers(on_meta("attention-56", width=0.0625), 24)
+    found = cost.layers(real, 3, 24, 24)
+    assert found == cost.layers(on_meta("attention-56", width=0.0625), 3, 24, 24)
     assert real.training and not real.stage1.training  # type: ignore[union-attr]
     assert all(torch.equal(value, before[key]) for key, value in real.state_dict().items())
     assert not any(part._forward_hooks for part in real.modules())
@@ -75,19 +75,19 @@ def test_the_counts_are_the_same_on_the_meta_device_and_leave_the_network_as_it_
 def test_outputs_of_convolutions_and_norms_at_224_pixels_are_those_of_the_specification(
     name: str, millions: float
 ) -> None:
-    found = cost.layers(on_meta(name, 1000), 224)
+    found = cost.layers(on_meta(name, 1000), 3, 224, 224)
     assert round(cost.total(found, "written") / 1e6, 1) == millions
 
 
 def test_a_network_that_fails_is_left_as_it_was() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 1)).train()
     with pytest.raises(RuntimeError):
-        cost.layers(net, 4)
+        cost.layers(net, 3, 4, 4)
     assert net.training
     assert not net[0]._forward_hooks
-    for size, channels in [(0, 3), ((4, -1), 3), (4, 0)]:
-        with pytest.raises(ValueError, match="size and channels must be positive"):
-            cost.layers(net, size, channels)
+    for shape in [(), (3, 0, 4), (3, -1)]:
+        with pytest.raises(ValueError, match="shape must be that of one input"):
+            cost.layers(net, *shape)
     with pytest.raises(ValueError, match="count is 'multiply_add'; did you mean 'multiply_adds'"):
         cost.total({}, "multiply_add")
 

@@ -20,7 +20,8 @@ from itertools import product
 from typing import Any
 
 from payattn.attention import SCORES
-from payattn.models.base import Classifier, ConvBlock, Maps, class_activation, multiply_adds, pool, scale_gradient
+from payattn.cost import multiply_adds
+from payattn.models.base import Classifier, ConvBlock, Maps, class_activation, pool, scale_gradient
 from payattn.models.colour import (
     COLOURS,
     Normalize,

@@ -114,41 +114,6 @@ def map_of_class(local: Tensor, head: nn.Linear, target: Tensor | None = None) -
     return class_activation(local, head.weight, target.to(local.device))
 
 
-def multiply_adds(model: nn.Module, *shape: int) -> int:
-    """Multiply-adds of all convolutions and linear layers for one input, counted while it passes through.
-
-    One weight at one position is one multiply-add; biases, norms, pools, resizes and products of maps do not count.
-
-    Args:
-        model: any module; it is left as it was, and may live on the ``meta`` device, where counting is free.
-        shape: of one input without the batch, such as ``3, 32, 32``.
-
-    Example:
-        >>> multiply_adds(nn.Conv2d(16, 8, kernel_size=3, padding=1), 16, 10, 10)  # 9 * 16 * 8 weights, 100 positions
-        115200
-    """
-    cost = 0
-
-    def record(layer: nn.Module, _: Any, out: Tensor) -> None:
-        nonlocal cost
-        positions = out[0, 0].numel() if isinstance(layer, nn.Conv2d) else out[0].numel() // out.shape[-1]
-        cost += positions * layer.get_parameter("weight").numel()
-
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    handles = [layer.register_forward_hook(record) for layer in layers]
-    modes = {module: module.training for module in model.modules()}
-    like = next(model.parameters(), torch.empty(0))
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    return cost
-
-
 def global_head(channels: int, classes: int, dropout: float) -> nn.Sequential:
     """BatchNorm, ReLU, Dropout(0.5), Linear: what classifies a global descriptor.
 
