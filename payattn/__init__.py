@@ -41,6 +41,7 @@ _MODULES = (
     "localize",
     "maps",
     "models",
+    "noise",
     "plot",
     "query",
     "recipes",

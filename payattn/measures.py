@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from payattn import generalize, localize, query, robust
+from payattn import generalize, localize, noise, query, robust
 from payattn import maps as map_methods
 from payattn.data import ImageSet, balanced
 from payattn.train import evaluate, maps_of
@@ -235,10 +235,56 @@ def _change(swapped: Mapping[str, Tensor]) -> Measured:
     return {**change, "slope": middle, "slope_low": low, "slope_high": high, "r2": r2[fitted].median().item()}
 
 
+def wrong_labels(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """What wrong training labels left in a network: Residual Attention Network, equation 2 and the noise experiment.
+
+    Ours: the paper argues with the masks and measures errors alone. Options: ``n`` (training images for the gradients,
+    as many with a wrong label as with a true one).
+
+    Returns:
+        per set ``memorised``, see :func:`payattn.noise.memorised`; ``parts``: lengths of the parts of the gradient
+        from ``clean`` and from ``wrong`` labels over a sample with the set's own share of wrong labels, and their
+        ``cosine``; ``gain``: by module, the mean of :func:`payattn.noise.filter_gains` for images with a true label
+        (``clean``), with a wrong one (``wrong``), for the latter with their true label put back (``righted``), for a
+        gradient without place (``flat``), and the mean ``contrast`` of the factors.
+    """
+    found: Measured = {}
+    for name, (train, _) in on.items():
+        if train.clean_labels is None:
+            raise ValueError(f"{name}: the training set has no clean_labels; load it with label_noise")
+        n = min(options.get("n", 400), len(train))
+        own = train.subset(slice(0, n))
+        parts = noise.gradient_parts(model.eval(), own.images, own.labels, train.clean_labels[:n])
+        found[name] = {
+            "memorised": noise.memorised(model, train),
+            "parts": {
+                "clean": parts[0].norm().item(), "wrong": parts[1].norm().item(),
+                "cosine": F.cosine_similarity(*parts, dim=0).item(),
+            },
+            "gain": _gains(model, train, train.clean_labels, n // 2),
+        }  # fmt: skip
+    return found
+
+
+def _gains(model: nn.Module, train: ImageSet, true: Tensor, n: int) -> Measured:
+    clean, wrong = ((train.labels == true).nonzero().flatten()[:n], (train.labels != true).nonzero().flatten()[:n])
+    cases = {"clean": (clean, train.labels), "wrong": (wrong, train.labels), "righted": (wrong, true)}
+    gains = {
+        case: noise.filter_gains(model, train.images[chosen], labels[chosen])
+        for case, (chosen, labels) in cases.items()
+    }
+    return {
+        level: {case: gains[case][level]["gain"].mean().item() for case in cases}
+        | {key: gains["wrong"][level][key].mean().item() for key in ("flat", "contrast")}
+        for level in gains["clean"]
+    }
+
+
 MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measured]] = {
     "cross-domain": cross_domain,
     "detail": detail,
     "segmentation": segmentation,
     "attack": attack,
     "query": query_swap,
+    "wrong-labels": wrong_labels,
 }

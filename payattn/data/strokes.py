@@ -138,6 +138,31 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+def noise_matrix(classes: int, clean: float) -> Tensor:
+    r"""Symmetric label noise: ``Q_kk = r`` and ``Q_kj = (1 - r) / (K - 1)``, so that the noise level is ``1 - r``.
+
+    Args:
+        classes: K, 2 or more.
+        clean: r, the share of labels that stay as they are.
+
+    Returns:
+        (K, K), float64; ``Q[k, j]`` is the probability that an image of class k is given the label j.
+
+    Raises:
+        ValueError: fewer than two classes, or a ratio outside [0, 1].
+
+    Source: Residual Attention Network, eq. (7).
+
+    Example:
+        >>> noise_matrix(3, 0.5)[0].tolist()
+        [0.5, 0.25, 0.25]
+    """
+    if classes < 2 or not 0 <= clean <= 1:
+        raise ValueError(f"noise needs 2 or more classes and a clean ratio in [0, 1], got {classes} and {clean}")
+    matrix = torch.full((classes, classes), (1 - clean) / (classes - 1), dtype=torch.float64)
+    return matrix.fill_diagonal_(clean)
+
+
 def noisy_labels(labels: Tensor, classes: int, noise: float | Tensor, seed: int) -> Tensor | None:
     """Labels drawn from each class's row of the noise matrix, or None where there is no noise."""
     if isinstance(noise, (int, float)):
@@ -145,8 +170,7 @@ def noisy_labels(labels: Tensor, classes: int, noise: float | Tensor, seed: int)
             raise ValueError(f"label_noise must lie in [0, 1], got {noise}")
         if noise == 0:
             return None
-        matrix = torch.full((classes, classes), noise / (classes - 1), dtype=torch.float64)
-        matrix.fill_diagonal_(1 - noise)
+        matrix = noise_matrix(classes, 1 - noise)
     else:
         matrix = torch.as_tensor(noise, dtype=torch.float64, device="cpu")
         if matrix.shape != (classes, classes):
