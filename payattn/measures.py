@@ -7,7 +7,7 @@ Every function takes ``(model, on, options, network)``:
 - ``network``: gives the trained network of another recipe, with the same seed,
 
 and returns nested dicts of numbers, the outermost keyed by the names in ``on``.  Source: Jetley et al., ICLR 2018,
-section 5; what the paper leaves open is said in each function.
+section 5, but for ``response``; what the paper leaves open is said in each function.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from payattn import generalize, localize, noise, query, robust
 from payattn import maps as map_methods
 from payattn.data import ImageSet, balanced
+from payattn.models import ResidualAttentionNetwork
+from payattn.residual import Branches
 from payattn.train import evaluate, maps_of
 
 On = Mapping[str, tuple[ImageSet, ImageSet]]
@@ -280,6 +282,45 @@ def _gains(model: nn.Module, train: ImageSet, true: Tensor, n: int) -> Measured:
     }
 
 
+def response(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """Residual Attention Network, section 4.1: how strong the signal is at each attention module and each stage.
+
+    In evaluation mode, on the first ``n`` test images (option, 500). The paper shows the mean of ``|output|``; what the
+    masks do beside it is ours.
+
+    Returns:
+        per set and attention module (``"stage1.attention1"``) ``response``, ``trunk``, ``fused``: the mean of
+        ``|output|``, ``|T|``, ``|H|`` over images, channels and positions; ``mask``: the mean of M;
+        ``mask_sd_positions`` and ``mask_sd_images``: the standard deviation of M over the positions of a channel of one
+        image, and over the images at one channel and position, both averaged; ``closed`` and ``open``: the share of M
+        below 0.1 and above 0.9. Per stage (``"stage1"``) ``response`` alone.
+    """
+    if not isinstance(model, ResidualAttentionNetwork):
+        raise TypeError(f"{type(model).__name__} has no attention modules; see payattn.list_models('attention-*')")
+    found: Measured = {}
+    for name, (_, test) in on.items():
+        images = test.images[: options.get("n", 500)].to(map_methods.device_of(model))
+        with map_methods.frozen(model, gradients=False):
+            strength = model.responses(images)
+            found[name] = {level: {"response": value.item()} for level, value in strength.items()}
+            for level, parts in model.branches(images).items():
+                found[name][level] |= _mask_statistics(parts)
+    return found
+
+
+def _mask_statistics(parts: Branches) -> Measured:
+    mask = parts.mask
+    return {
+        "trunk": parts.trunk.abs().mean().item(),
+        "fused": parts.fused.abs().mean().item(),
+        "mask": mask.mean().item(),
+        "mask_sd_positions": mask.flatten(2).std(2, correction=0).mean().item(),
+        "mask_sd_images": mask.std(0, correction=0).mean().item(),
+        "closed": (mask < 0.1).float().mean().item(),
+        "open": (mask > 0.9).float().mean().item(),
+    }
+
+
 MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measured]] = {
     "cross-domain": cross_domain,
     "detail": detail,
@@ -287,4 +328,5 @@ MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measur
     "attack": attack,
     "query": query_swap,
     "wrong-labels": wrong_labels,
+    "response": response,
 }

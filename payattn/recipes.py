@@ -43,7 +43,7 @@ TRAINING_KEYS = ("model", "options", "data", "data_options", "settings")
 PART_KEYS = (*TRAINING_KEYS, "note", "start", "base", "measure", "measure_options", "on", "on_options")
 DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise")
 PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
-MEASURED = ("accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "wrong-labels")
+MEASURED = ("accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "response", "wrong-labels")
 TAGS = ("code", "review", "recall-hi", "recall-med")
 """Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
 
@@ -447,7 +447,7 @@ def _beside(file: Path | None, recipe: Recipe, other: Recipe, seed: int) -> Path
     if file is None:
         return None
     own = weights_of(recipe, seed).parts
-    root = file.parents[len(own) - 1] if file.parts[-len(own):] == own else file.parent
+    root = file.parents[len(own) - 1] if file.parts[-len(own) :] == own else file.parent
     return root / weights_of(other, seed)
 
 

@@ -14,12 +14,15 @@ modules below hold the parameters and call the functions. ``payattn.models`` bui
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from payattn.attention import choose, promote
 
@@ -645,3 +648,42 @@ class AttentionModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, fusion={self.fusion!r}"
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norm computes as in training, and its running statistics stay as they are."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [(norm.num_batches_tracked, norm.num_batches_tracked.clone()) for norm in norms
+              if norm.num_batches_tracked is not None]  # fmt: skip
+    for norm in norms:
+        norm.momentum = 0.0  # not track_running_stats: autograd would save fewer tensors than the first time
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for count, before in counts:
+            count.copy_(before)
+
+
+def recomputed(module: AttentionModule, x: Tensor) -> Branches:
+    """``module.branches(x)`` that keeps only x for the backward pass and computes everything else once more there.
+
+    Memory against time (activation checkpointing, Chen et al. 2016): the same numbers, the same gradients, one more
+    forward pass of the module. The running statistics of batch norm move once, as without it.
+
+    Args:
+        module: an attention module.
+        x: (N, C, H, W).
+
+    Example:
+        >>> module, x = AttentionModule(8, depth=1), torch.rand(2, 8, 4, 6)
+        >>> recomputed(module, x).output.shape
+        torch.Size([2, 8, 4, 6])
+    """
+    found: Branches = checkpoint(
+        module.branches, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module))
+    )
+    return found

@@ -115,16 +115,17 @@ def test_batches_without_a_generator_come_in_order_and_refuse_augmentation():
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(0, 7), channels=st.sampled_from([1, 3]), height=st.integers(2, 9), width=st.integers(2, 9),
        flip=st.sampled_from(["none", "random", "half"]), kind=st.sampled_from([torch.uint8, torch.float32]),
-       data=st.data())
-def test_every_image_is_a_flipped_crop_of_its_reflect_padded_self(n, channels, height, width, flip, kind, data):
+       border=st.sampled_from(["reflect", "black"]), data=st.data())
+def test_every_image_is_a_flipped_crop_of_its_padded_self(n, channels, height, width, flip, kind, border, data):
     pad = data.draw(st.integers(0, min(height, width) - 1))
     images = torch.randint(256, (n, channels, height, width), generator=seeded(7)).to(kind)
     before = images.clone()
-    out = Augment(flip=flip, pad=pad)(images, seeded(n))
+    out = Augment(flip=flip, pad=pad, border=border)(images, seeded(n))
     assert torch.equal(images, before) and out.dtype == kind and out.shape == images.shape
     assert n == 0 or out.data_ptr() != images.data_ptr()
     for image, result in zip(images, out, strict=True):
-        padded = np.pad(image.numpy(), ((0, 0), (pad, pad), (pad, pad)), mode="reflect")
+        mode = {"reflect": "reflect", "black": "constant"}[border]
+        padded = np.pad(image.numpy(), ((0, 0), (pad, pad), (pad, pad)), mode=mode)
         mirrored = [padded] if flip == "none" else [padded, padded[:, :, ::-1]]
         crops = [p[:, y: y + height, x: x + width] for p in mirrored
                  for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
@@ -184,6 +185,7 @@ def test_cutout_fills_uint8_with_mid_grey():
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"flip": "haf"}, "did you mean 'half'"), ({"flip": True}, "one of"),
+    ({"border": "blak"}, "did you mean 'black'"),
     ({"pad": -1}, "0 or more, got -1"), ({"pad": 1.5}, "whole number"), ({"cutout": True}, "whole number"),
 ])
 def test_augment_refuses_what_it_does_not_know(options, words):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from payattn import measures, recipes
 from payattn.data import ImageSet, glyphs
 from payattn.models import create
+from payattn.residual import Branches
 from payattn.train import evaluate
 
 DATA = glyphs(60, size=16, seed=1)
@@ -102,3 +103,28 @@ def test_the_detail_is_found_on_fine_glyphs() -> None:
     found = measures.detail(network(), {"fine": (fine, fine)}, {}, nobody)["fine"]
     assert {"layer10", "layer13", "centre", "random"} <= set(found)
     assert all(way["part"] <= way["object"] for way in found.values())
+
+
+def test_responses_are_the_means_of_the_branches_and_masks_differ_where_they_are_said_to() -> None:
+    torch.manual_seed(0)
+    net = create("attention-56", 10, width=0.125).eval()
+    found = measures.response(net, on(), {"n": 30}, nobody)["here"]
+    images = DATA.images[:30]
+    parts = net.branches(images)
+    assert set(found) == {*net.levels, *net.stages}
+    for level, branch in parts.items():
+        row, mask = found[level], branch.mask.double()
+        assert row["response"] == pytest.approx(branch.output.abs().mean().item(), rel=1e-5)
+        assert row["fused"] == pytest.approx(((1 + mask) * branch.trunk).abs().mean().item(), rel=1e-5)
+        assert row["mask_sd_images"] == pytest.approx(mask.var(0, correction=0).sqrt().mean().item(), rel=1e-4)
+        assert row["mask_sd_positions"] == pytest.approx(mask.var((2, 3), correction=0).sqrt().mean().item(), rel=1e-4)
+        assert row["trunk"] <= row["fused"] <= 2 * row["trunk"] and 0 < row["mask"] < 1
+    with pytest.raises(TypeError, match="PreActResNet has no attention modules"):
+        measures.response(create("rn-164", 10, depth=11, width=0.25), on(), {}, nobody)
+
+
+def test_the_shares_of_closed_and_open_masks_count_what_lies_below_a_tenth_and_above_nine_tenths() -> None:
+    values = torch.tensor([0.05, 0.5, 0.95, 0.99]).view(1, 1, 2, 2)
+    found = measures._mask_statistics(Branches(-2 * values, values, values, values, values))
+    assert (found["closed"], found["open"]) == (0.25, 0.5)
+    assert found["trunk"] == pytest.approx(2 * 0.6225) and found["mask_sd_images"] == 0

@@ -9,6 +9,7 @@ import pytest
 from payattn import recipes, results
 from payattn.data import load
 from payattn.data.files import EMBEDDED
+from payattn.train import Settings
 
 RUNS = results.load_results()
 
@@ -21,7 +22,7 @@ def test_something_is_recorded() -> None:
 def test_a_recorded_run_followed_its_recipe_from_a_clean_checkout(run: dict[str, Any]) -> None:
     recipe = recipes.get(run["recipe"], small=run["small"])
     assert run["model"]["name"] == recipe.model
-    assert {**run["settings"], "seed": 0} == recipe.settings.to_dict()
+    assert Settings.from_dict({**run["settings"], "seed": 0}) == recipe.settings
     assert len(run["epochs"]) == recipe.settings.epochs
     assert run["environment"]["commit"] and not run["environment"]["dirty"]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from payattn.cost import saved_bytes
 from payattn.data.strokes import noisy_labels
 from payattn.models import CIFARAttention, ImageNetAttention, create, list_models, multiply_adds
 from payattn.residual import (
@@ -798,3 +799,55 @@ def test_impossible_networks_are_refused() -> None:
             create("attention-56", **({"width": 0.0625} | options))
     with pytest.raises(TypeError, match="attention-56 has no option 'depth'"):
         create("attention-56", depth=92)
+
+
+# Recomputation
+
+
+@pytest.mark.parametrize("depth_options", [{}, {"double_skip": True}, {"mask": "local", "local_units": 1}])
+def test_recomputation_changes_no_number(depth_options: dict[str, Any]) -> None:
+    """Loss, gradients, running statistics and their count are equal bit for bit."""
+    images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
+    nets = [create("attention-56", 10, width=0.125, recompute=again, **depth_options) for again in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    losses = []
+    for net in nets:
+        loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        losses.append(loss)
+    assert torch.equal(*losses)
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad), name
+    for (name, a), b in zip(nets[0].named_buffers(), nets[1].buffers(), strict=True):
+        assert torch.equal(a, b), name
+    assert all(m.momentum == 0.1 for m in nets[1].modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_recomputation_runs_the_module_twice_and_only_where_a_gradient_is_wanted() -> None:
+    net, calls = create("attention-56", 10, width=0.125, recompute=True), []
+    net.stage1.attention1.trunk.register_forward_hook(lambda *_: calls.append(1))
+    net(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        net(torch.rand(2, 3, 8, 8))
+    assert len(calls) == 3
+    logits, maps = net.eval()(torch.rand(2, 3, 8, 8), return_maps=True)
+    assert set(maps) == set(net.levels) and logits.requires_grad
+
+
+def test_with_recomputation_far_less_is_kept() -> None:
+    image, plain = torch.rand(4, 3, 16, 16), create("attention-92", 10, width=0.125)
+    saving = create("attention-92", 10, width=0.125, recompute=True)
+    kept = [saved_bytes(lambda net=net: net(image), without=net)[1] for net in (plain, saving)]
+    assert kept[1] < 0.35 * kept[0]
+
+
+def test_the_baseline_starts_as_the_attention_networks_do() -> None:
+    net = create("rn-164", 10, depth=29, strided="3x3", init="he")
+    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
+        if conv.weight.numel() > 2000:
+            fan_out = conv.out_channels * conv.kernel_size[0] ** 2
+            assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+    assert all((m.weight == 1).all() for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    with pytest.raises(ValueError, match="did you mean 'he'"):
+        create("rn-164", 10, init="hee")

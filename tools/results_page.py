@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bookfiles import ROOT, Fault, report
 from payattn import localize, recipes, results
 from payattn.data import load
 from payattn.data.files import EMBEDDED
+from payattn.train import Settings
 
 PAGE = "book/results.md"
 METRICS = {
@@ -69,11 +71,16 @@ def percent(summary: dict[str, Any], error: bool = False) -> str:
     return f"{100 * mean:.1f}{spread}"
 
 
+def settings_of(run: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a run but the seed; one that came into being after the run has its default."""
+    return replace(Settings.from_dict(run["settings"]), seed=0).to_dict()
+
+
 def groups(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Runs that differ in nothing but the seed and the machine, together."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        settings = {k: v for k, v in run["settings"].items() if k != "seed"}
+        settings = settings_of(run)
         data = {part: {k: run["data"][part][k] for k in ("digest", "caveat")} for part in ("train", "test")}
         key = json.dumps([run["recipe"], run["small"], settings, data, run["model"]], sort_keys=True)
         found.setdefault(key, []).append(run)
@@ -100,8 +107,8 @@ def setting(recipe: recipes.Recipe, run: dict[str, Any]) -> str:
     text += f", {run['settings']['epochs']} epochs"
     if run["small"]:
         return text + f"; **small form**, the full recipe has {recipe.settings.epochs}"
-    planned = {k: v for k, v in json.loads(json.dumps(recipe.settings.to_dict())).items() if k != "seed"}
-    changed = sorted(k for k, v in planned.items() if run["settings"].get(k) != v)
+    planned, followed = replace(recipe.settings, seed=0).to_dict(), settings_of(run)
+    changed = sorted(k for k, v in planned.items() if followed[k] != v)
     return text + (f"; **recipe changed since**: {', '.join(changed)}" if changed else "; schedule as in the recipe")
 
 

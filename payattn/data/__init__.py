@@ -7,5 +7,16 @@ from payattn.data.known import CUB_PARTS
 from payattn.data.splits import balanced, held_out, per_class
 from payattn.data.strokes import glyphs, noise_matrix, noisy_labels
 
-__all__ = ["CUB_PARTS", "Augment", "ImageSet", "balanced", "batches", "glyphs", "held_out", "load", "noise_matrix",
-           "noisy_labels", "per_class"]
+__all__ = [
+    "CUB_PARTS",
+    "Augment",
+    "ImageSet",
+    "balanced",
+    "batches",
+    "glyphs",
+    "held_out",
+    "load",
+    "noise_matrix",
+    "noisy_labels",
+    "per_class",
+]

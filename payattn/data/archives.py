@@ -24,8 +24,17 @@ from payattn.data.readers import decoded, fault
 Member = tuple[str, Callable[[], bytes]]
 Key = TypeVar("Key", bound=Hashable)
 AGAIN = "delete it and load again"
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
-           NotImplementedError, struct.error)  # RuntimeError: an encrypted zip
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+)  # RuntimeError: an encrypted zip
 
 
 def members(path: Path, inner: str | None = None) -> Iterator[Member]:
@@ -126,9 +135,12 @@ def _rar(path: Path) -> Iterator[IO[bytes]]:
     """A RAR archive as a stream of tar, by bsdtar, for Python itself cannot read it."""
     tool = _bsdtar()
     if tool is None:
-        raise fault(path, "is a RAR archive, which only another program can read",
-                    "install bsdtar (Debian, Ubuntu, Colab: apt install libarchive-tools; macOS and Windows have it) "
-                    f"and load again; or unpack it and pack it anew as {path.with_suffix('.zip')}")
+        raise fault(
+            path,
+            "is a RAR archive, which only another program can read",
+            "install bsdtar (Debian, Ubuntu, Colab: apt install libarchive-tools; macOS and Windows have it) "
+            f"and load again; or unpack it and pack it anew as {path.with_suffix('.zip')}",
+        )
     with tempfile.TemporaryFile() as errors:
         command = [tool, "-cf", "-", f"@{path.absolute()}"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
@@ -196,8 +208,15 @@ def lines(content: bytes) -> list[str]:
     return [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
 
 
-def images(path: Path, key_of: Callable[[str], Key | None], fit: Callable[[Tensor, Key], Tensor], *,
-           mode: str = "RGB", inner: str | None = None, title: str = "") -> dict[Key, Tensor]:
+def images(
+    path: Path,
+    key_of: Callable[[str], Key | None],
+    fit: Callable[[Tensor, Key], Tensor],
+    *,
+    mode: str = "RGB",
+    inner: str | None = None,
+    title: str = "",
+) -> dict[Key, Tensor]:
     """Images of an archive, each brought to its final size as it is read, so that few are held at full size.
 
     Args:

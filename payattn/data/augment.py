@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 FLIPS = ("none", "random", "half")
+BORDERS = ("reflect", "black")
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Augment:
     Args:
         flip: "none"; "random" flips each image with probability 1/2; "half" flips exactly floor(N/2)
             images of every batch, chosen at random (the form of the authors' code of Learn To Pay Attention).
-        pad: pixels of reflect padding before a random crop back to H x W; 0 means no crop.
+        pad: pixels of padding before a random crop back to H x W; 0 means no crop.
+        border: what the padding shows: "reflect", the image mirrored at its border, or "black".
         cutout: side of the square in pixels; 0 means none. It may hang over the border.
 
     Raises:
-        ValueError: if ``flip`` is unknown, or a size is negative or too large for the images.
+        ValueError: if ``flip`` or ``border`` is unknown, or a size is negative or too large for the images.
 
-    Source: crops by reflection as in the second authors' trainer of Learn To Pay Attention (4 pixels);
+    Source: crops by reflection as in the second authors' trainer of Learn To Pay Attention (4 pixels), on black as
+    in the Residual Attention Network (4 pixels, section 4.1: zeros; whether of raw or of normalised pixels is open);
     cutout: DeVries and Taylor 2017, arXiv:1708.04552.
 
     Example:
@@ -44,12 +47,15 @@ class Augment:
     flip: str = "none"
     pad: int = 0
     cutout: int = 0
+    border: str = "reflect"
 
     def __post_init__(self) -> None:
-        if self.flip not in FLIPS:
-            near = difflib.get_close_matches(str(self.flip), FLIPS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"flip must be one of {FLIPS}, got {self.flip!r}{hint}")
+        for name, known in (("flip", FLIPS), ("border", BORDERS)):
+            value = getattr(self, name)
+            if value not in known:
+                near = difflib.get_close_matches(str(value), known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{name} must be one of {known}, got {value!r}{hint}")
         for name in ("pad", "cutout"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -66,12 +72,15 @@ class Augment:
             A new tensor of the same shape, type and device.
         """
         if images.ndim != 4:
-            raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}; "
-                             "add a batch axis to one image with images[None]")
+            raise ValueError(
+                f"images must be (N, C, H, W), got {tuple(images.shape)}; "
+                "add a batch axis to one image with images[None]"
+            )
         height, width = images.shape[2:]
         if self.pad >= min(height, width):
-            raise ValueError(f"pad={self.pad} cannot reflect images of {height} x {width}: "
-                             f"use at most {min(height, width) - 1}")
+            raise ValueError(
+                f"pad={self.pad} cannot reflect images of {height} x {width}: use at most {min(height, width) - 1}"
+            )
         flipped = self._flips(len(images), generator)
         out = self._moved(images, flipped, generator)
         return self._cut(out, generator) if self.cutout else out  # ``out`` is a new tensor in every case
@@ -96,9 +105,11 @@ class Augment:
         x = torch.arange(width, device=images.device).expand(n, width)
         x = torch.where(flipped[:, None], width - 1 - x, x) + shift[1]
         y = torch.arange(height, device=images.device) + shift[0]
+        outside = ((y < 0) | (y >= height))[:, :, None] | ((x < 0) | (x >= width))[:, None, :]
         x, y = (edge - (edge - line.abs()).abs() for line, edge in ((x, width - 1), (y, height - 1)))
         source = (y[:, :, None] * width + x[:, None, :]).view(n, 1, -1).expand(n, channels, -1)
-        return images.reshape(n, channels, -1).gather(2, source).view_as(images)
+        moved = images.reshape(n, channels, -1).gather(2, source).view_as(images)
+        return moved.masked_fill_(outside[:, None], 0) if self.border == "black" else moved
 
     def _cut(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = images.shape

@@ -74,8 +74,10 @@ def fetch(remote: Remote, root: str | os.PathLike[str] | None = None) -> Path:
         return target
     found = md5_of(target)
     if found != remote.md5:
-        raise ValueError(f"{target} is damaged or another file: its md5 is {found}, expected {remote.md5}; "
-                         "delete it and call again to download it anew")
+        raise ValueError(
+            f"{target} is damaged or another file: its md5 is {found}, expected {remote.md5}; "
+            "delete it and call again to download it anew"
+        )
     return target
 
 
@@ -105,9 +107,11 @@ def _compare(path: Path) -> None:
         return
     first, found = record.read_text().split()[:1], sha256_of(path)
     if first != [found]:
-        raise ValueError(f"{path} has changed since it was first used: its sha256 is {found}, {record.name} says "
-                         f"{' '.join(first)}; delete both and call again to download it anew, or delete "
-                         f"{record.name} alone if you replaced the file on purpose")
+        raise ValueError(
+            f"{path} has changed since it was first used: its sha256 is {found}, {record.name} says "
+            f"{' '.join(first)}; delete both and call again to download it anew, or delete "
+            f"{record.name} alone if you replaced the file on purpose"
+        )
 
 
 def _download(remote: Remote, target: Path) -> None:
@@ -128,13 +132,22 @@ def _download(remote: Remote, target: Path) -> None:
             return
         part.unlink()  # a wrong beginning cannot be resumed
         failures.append(f"{url}: gave {found}")
-    must = (f"its md5 must be {remote.md5}" if remote.md5 else
-            "its hash is not known to us, so its content is verified by its structure")
-    raise ConnectionError("\n".join([
-        f"{remote.name} could not be downloaded:", *(f"  {line}" for line in failures),
-        f"Get it by other means, place it in {target.parent} under the name {remote.name} and call again; "
-        f"{must}. Or set PAYATTN_DATA to a folder that holds it. "
-        'Without any download there is payattn.load("glyphs").']))
+    must = (
+        f"its md5 must be {remote.md5}"
+        if remote.md5
+        else "its hash is not known to us, so its content is verified by its structure"
+    )
+    raise ConnectionError(
+        "\n".join(
+            [
+                f"{remote.name} could not be downloaded:",
+                *(f"  {line}" for line in failures),
+                f"Get it by other means, place it in {target.parent} under the name {remote.name} and call again; "
+                f"{must}. Or set PAYATTN_DATA to a folder that holds it. "
+                'Without any download there is payattn.load("glyphs").',
+            ]
+        )
+    )
 
 
 def _whole(url: str, part: Path, md5: str | None) -> str | None:
@@ -200,8 +213,10 @@ def _alone(target: Path) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(target.name + ".lock").open("w")
     except OSError as error:
-        raise OSError(f"the cache folder {target.parent} cannot be written ({error.strerror}); "
-                      "set PAYATTN_DATA to a folder that can") from error
+        raise OSError(
+            f"the cache folder {target.parent} cannot be written ({error.strerror}); "
+            "set PAYATTN_DATA to a folder that can"
+        ) from error
     with lock:
         try:
             import fcntl
@@ -223,14 +238,18 @@ TORONTO = "https://www.cs.toronto.edu/~kriz"
 STANFORD = "http://ufldl.stanford.edu/housenumbers"
 UCSD = "https://cseweb.ucsd.edu/~weijian/static/datasets/svhn"
 # Mirrors first: the first author's server has been slow or away since 2026. The hash holds for all.
-CIFAR10 = Remote("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a",
-                 sources("cifar-10-python.tar.gz", ZENODO, MIRROR + "/cifar10", TORONTO))
-CIFAR100 = Remote("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85",
-                  sources("cifar-100-python.tar.gz", ZENODO, MIRROR + "/cifar100", TORONTO))
-SVHN_TRAIN = Remote("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373",
-                    sources("train_32x32.mat", STANFORD, UCSD))
-SVHN_TEST = Remote("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3",
-                   sources("test_32x32.mat", STANFORD, UCSD))
+CIFAR10 = Remote(
+    "cifar-10-python.tar.gz",
+    "c58f30108f718f92721af3b95e74349a",
+    sources("cifar-10-python.tar.gz", ZENODO, MIRROR + "/cifar10", TORONTO),
+)
+CIFAR100 = Remote(
+    "cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    sources("cifar-100-python.tar.gz", ZENODO, MIRROR + "/cifar100", TORONTO),
+)
+SVHN_TRAIN = Remote("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", sources("train_32x32.mat", STANFORD, UCSD))
+SVHN_TEST = Remote("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", sources("test_32x32.mat", STANFORD, UCSD))
 
 # Second addresses of one server guard against a moved path, not against its absence.
 COATES = ("http://ai.stanford.edu/~acoates/stl10", "https://cs.stanford.edu/~acoates/stl10")
@@ -239,19 +258,32 @@ STL10 = Remote("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", source
 
 def _caltech_data(record: str, name: str, *others: str) -> tuple[str, ...]:
     base = "https://data.caltech.edu"
-    return (f"{base}/records/{record}/files/{name}?download=1", f"{base}/api/records/{record}/files/{name}/content",
-            *others)
+    return (
+        f"{base}/records/{record}/files/{name}?download=1",
+        f"{base}/api/records/{record}/files/{name}/content",
+        *others,
+    )
 
 
 VISIPEDIA = "http://www.vision.caltech.edu.s3-us-west-2.amazonaws.com/visipedia-data/CUB-200-2011"
-CUB = Remote("CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78",
-             _caltech_data("65de6-vp158", "CUB_200_2011.tgz", f"{VISIPEDIA}/CUB_200_2011.tgz"))
-CUB_MASKS = Remote("segmentations.tgz", "4d47ba1228eae64f2fa547c47bc65255",
-                   _caltech_data("w9d68-gec53", "segmentations.tgz", f"{VISIPEDIA}/segmentations.tgz"))
-CALTECH101 = Remote("caltech-101.zip", "3138e1922a9193bfa496528edbbc45d0",
-                    _caltech_data("mzrjq-6wc02", "caltech-101.zip"))
-CALTECH256 = Remote("256_ObjectCategories.tar", "67b4f42ca05d46448c6bb8ecd2220f6d",
-                    _caltech_data("nyy15-4j048", "256_ObjectCategories.tar"))
+CUB = Remote(
+    "CUB_200_2011.tgz",
+    "97eceeb196236b17998738112f37df78",
+    _caltech_data("65de6-vp158", "CUB_200_2011.tgz", f"{VISIPEDIA}/CUB_200_2011.tgz"),
+)
+CUB_MASKS = Remote(
+    "segmentations.tgz",
+    "4d47ba1228eae64f2fa547c47bc65255",
+    _caltech_data("w9d68-gec53", "segmentations.tgz", f"{VISIPEDIA}/segmentations.tgz"),
+)
+CALTECH101 = Remote(
+    "caltech-101.zip", "3138e1922a9193bfa496528edbbc45d0", _caltech_data("mzrjq-6wc02", "caltech-101.zip")
+)
+CALTECH256 = Remote(
+    "256_ObjectCategories.tar",
+    "67b4f42ca05d46448c6bb8ecd2220f6d",
+    _caltech_data("nyy15-4j048", "256_ObjectCategories.tar"),
+)
 
 
 def _both(address: str) -> tuple[str, ...]:
@@ -261,10 +293,12 @@ def _both(address: str) -> tuple[str, ...]:
 # No published hash of these was found, or only a single record of one: their readers verify the structure.
 EVENT8 = Remote("event_dataset.rar", None, _both("vision.stanford.edu/lijiali/event_dataset/event_dataset.rar"))
 ACTION40 = Remote("Stanford40_JPEGImages.zip", None, _both("vision.stanford.edu/Datasets/Stanford40_JPEGImages.zip"))
-ACTION40_SPLITS = Remote("Stanford40_ImageSplits.zip", None,
-                         _both("vision.stanford.edu/Datasets/Stanford40_ImageSplits.zip"))
+ACTION40_SPLITS = Remote(
+    "Stanford40_ImageSplits.zip", None, _both("vision.stanford.edu/Datasets/Stanford40_ImageSplits.zip")
+)
 SCENE67 = Remote("indoorCVPR_09.tar", None, _both("groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"))
 SCENE67_TRAIN = Remote("TrainImages.txt", None, _both("web.mit.edu/torralba/www/TrainImages.txt"))
 SCENE67_TEST = Remote("TestImages.txt", None, _both("web.mit.edu/torralba/www/TestImages.txt"))
-OBJECT_DISCOVERY = Remote("ObjectDiscovery-data.zip", None,
-                          _both("people.csail.mit.edu/mrub/ObjectDiscovery/ObjectDiscovery-data.zip"))
+OBJECT_DISCOVERY = Remote(
+    "ObjectDiscovery-data.zip", None, _both("people.csail.mit.edu/mrub/ObjectDiscovery/ObjectDiscovery-data.zip")
+)

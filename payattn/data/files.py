@@ -19,11 +19,22 @@ from payattn.data.strokes import glyphs, noisy_labels
 EMBEDDED = {"glyphs": "plain", "glyphs-shift": "shift", "glyphs-fine": "fine"}
 
 
-def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "auto", seed: int = 0,
-         n_train: int | None = None, n_test: int | None = None, size: int | tuple[int, int] | None = None,
-         test: str | os.PathLike[str] | float | None = None, root: str | os.PathLike[str] | None = None,
-         classes: int | None = None, variant: str | None = None, label_noise: float | Tensor = 0.0,
-         crop: bool | None = None, background: bool | None = None) -> tuple[ImageSet, ImageSet]:
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    test: str | os.PathLike[str] | float | None = None,
+    root: str | os.PathLike[str] | None = None,
+    classes: int | None = None,
+    variant: str | None = None,
+    label_noise: float | Tensor = 0.0,
+    crop: bool | None = None,
+    background: bool | None = None,
+) -> tuple[ImageSet, ImageSet]:
     """Load a data set as two :class:`ImageSet`: for training and for testing.
 
     =================  ======  ====================================================================================
@@ -90,12 +101,22 @@ def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "
         elif name not in names:
             raise ValueError(f"{option}= is for {' and '.join(names)}, not for {name}")
     if drawn:
-        sets = _drawn(name, variant, 8000 if n_train is None else n_train, 2000 if n_test is None else n_test,
-                      32 if size is None else size, 10 if classes is None else classes, seed, where)
+        sets = _drawn(
+            name,
+            variant,
+            8000 if n_train is None else n_train,
+            2000 if n_test is None else n_test,
+            32 if size is None else size,
+            10 if classes is None else classes,
+            seed,
+            where,
+        )
     else:
         sets = KNOWN[name](root, size, seed, **extra) if known else _own(_existing(name), size, test, seed)
-        sets = (_stretched(balanced(sets[0], n_train, seed), size).to(where),
-                _stretched(balanced(sets[1], n_test, seed), size).to(where))
+        sets = (
+            _stretched(balanced(sets[0], n_train, seed), size).to(where),
+            _stretched(balanced(sets[1], n_test, seed), size).to(where),
+        )
     train = sets[0]
     noisy = noisy_labels(train.labels.cpu(), len(train.classes), label_noise, seed)
     if noisy is not None:
@@ -103,13 +124,23 @@ def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "
     return train, sets[1]
 
 
-def _drawn(name: str, variant: str | None, n_train: int, n_test: int, size: int | tuple[int, int], classes: int,
-           seed: int, device: torch.device) -> Sets:
+def _drawn(
+    name: str,
+    variant: str | None,
+    n_train: int,
+    n_test: int,
+    size: int | tuple[int, int],
+    classes: int,
+    seed: int,
+    device: torch.device,
+) -> Sets:
     if variant is not None and name != "glyphs" and variant != EMBEDDED[name]:
         raise ValueError(f"{name!r} is the variant {EMBEDDED[name]!r}, got variant={variant!r}; say one of them")
     kind = variant or EMBEDDED[name]
-    train, test = (glyphs(n, size=size, classes=classes, variant=kind, seed=2 * seed + odd, device=device)
-                   for odd, n in enumerate((n_train, n_test)))
+    train, test = (
+        glyphs(n, size=size, classes=classes, variant=kind, seed=2 * seed + odd, device=device)
+        for odd, n in enumerate((n_train, n_test))
+    )
     return train, test
 
 
@@ -121,17 +152,20 @@ def _existing(name: str) -> Path:
         raise FileNotFoundError(f"{path} does not exist; give the path of an .npz or of a folder of class folders")
     names = [*EMBEDDED, *KNOWN]
     near = difflib.get_close_matches(name, names, 1)
-    raise ValueError(f"there is no data set {name!r} and no such file; "
-                     + (f"did you mean {near[0]!r}? " if near else "") + f"Known sets: {', '.join(names)}")
+    raise ValueError(
+        f"there is no data set {name!r} and no such file; "
+        + (f"did you mean {near[0]!r}? " if near else "")
+        + f"Known sets: {', '.join(names)}"
+    )
 
 
-def _own(path: Path, size: int | tuple[int, int] | None, test: str | os.PathLike[str] | float | None,
-         seed: int) -> Sets:
+def _own(
+    path: Path, size: int | tuple[int, int] | None, test: str | os.PathLike[str] | float | None, seed: int
+) -> Sets:
     """Both sets from a reader's own files."""
     if path.is_dir() and (second := _split_folder(path)) is not None:
         if test is not None:
-            raise ValueError(f"{path} holds {second.name} beside train; give the path of train, "
-                             "or leave out test=")
+            raise ValueError(f"{path} holds {second.name} beside train; give the path of train, or leave out test=")
         path, test = path / "train", second
     train = _read(path, size)
     if test is None or isinstance(test, (int, float)):
@@ -139,11 +173,17 @@ def _own(path: Path, size: int | tuple[int, int] | None, test: str | os.PathLike
     other = _read(_existing(os.fspath(test)), size)
     if other.classes != train.classes:
         differ = sorted(set(other.classes) ^ set(train.classes)) or "the order"
-        raise fault(test if isinstance(test, str) else os.fspath(test),
-                    f"its classes are not those of {path}: {differ}", "name the same classes in the same order in both")
+        raise fault(
+            test if isinstance(test, str) else os.fspath(test),
+            f"its classes are not those of {path}: {differ}",
+            "name the same classes in the same order in both",
+        )
     if other.images.shape[2:] != train.images.shape[2:]:
-        raise fault(os.fspath(test), f"its images are {tuple(other.images.shape[2:])}, those of {path} "
-                    f"{tuple(train.images.shape[2:])}", "pass size=64 or size=(H, W)")
+        raise fault(
+            os.fspath(test),
+            f"its images are {tuple(other.images.shape[2:])}, those of {path} {tuple(train.images.shape[2:])}",
+            "pass size=64 or size=(H, W)",
+        )
     return train, other
 
 
@@ -166,5 +206,6 @@ def _read(path: Path, size: int | tuple[int, int] | None) -> ImageSet:
 
 def _stretched(data: ImageSet, size: int | tuple[int, int] | None) -> ImageSet:
     masks = data.masks
-    return replace(data, images=resized(data.images, size),
-                   masks=None if masks is None else resized(masks, size, masks=True))
+    return replace(
+        data, images=resized(data.images, size), masks=None if masks is None else resized(masks, size, masks=True)
+    )

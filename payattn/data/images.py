@@ -59,38 +59,56 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         images, shape, where = self.images, tuple(self.images.shape), f"ImageSet {self.name!r}"
-        _require(images.dtype == torch.uint8,
-                 f"{where}: images must be uint8 (0 to 255), got {images.dtype}; "
-                 "convert values in [0, 1] with (255 * images).round().to(torch.uint8)", TypeError)
-        _require(images.ndim == 4 and shape[1] == 3,
-                 f"{where}: images must be (N, 3, H, W), got {shape}; "
-                 "move a last colour axis with images.permute(0, 3, 1, 2)")
+        _require(
+            images.dtype == torch.uint8,
+            f"{where}: images must be uint8 (0 to 255), got {images.dtype}; "
+            "convert values in [0, 1] with (255 * images).round().to(torch.uint8)",
+            TypeError,
+        )
+        _require(
+            images.ndim == 4 and shape[1] == 3,
+            f"{where}: images must be (N, 3, H, W), got {shape}; "
+            "move a last colour axis with images.permute(0, 3, 1, 2)",
+        )
         for field in ("labels", "clean_labels"):
             labels = getattr(self, field)
             if labels is None:
                 continue
-            _require(labels.dtype == torch.int64,
-                     f"{where}: {field} must be int64, got {labels.dtype}; use .long()", TypeError)
-            _require(tuple(labels.shape) == shape[:1],
-                     f"{where}: {field} must be ({shape[0]},), one per image, got {tuple(labels.shape)}")
+            _require(
+                labels.dtype == torch.int64,
+                f"{where}: {field} must be int64, got {labels.dtype}; use .long()",
+                TypeError,
+            )
+            _require(
+                tuple(labels.shape) == shape[:1],
+                f"{where}: {field} must be ({shape[0]},), one per image, got {tuple(labels.shape)}",
+            )
             if len(labels):
                 low, high = int(labels.min()), int(labels.max())
-                _require(low >= 0 and high < len(self.classes),
-                         f"{where}: {field} run from {low} to {high}, "
-                         f"but {len(self.classes)} classes allow 0 to {len(self.classes) - 1}")
+                _require(
+                    low >= 0 and high < len(self.classes),
+                    f"{where}: {field} run from {low} to {high}, "
+                    f"but {len(self.classes)} classes allow 0 to {len(self.classes) - 1}",
+                )
         if self.masks is not None:
-            _require(self.masks.dtype == torch.bool,
-                     f"{where}: masks must be bool, got {self.masks.dtype}; use masks > 0", TypeError)
-            _require(tuple(self.masks.shape) == (shape[0], *shape[2:]),
-                     f"{where}: masks must be {(shape[0], *shape[2:])} like the images, "
-                     f"got {tuple(self.masks.shape)}")
+            _require(
+                self.masks.dtype == torch.bool,
+                f"{where}: masks must be bool, got {self.masks.dtype}; use masks > 0",
+                TypeError,
+            )
+            _require(
+                tuple(self.masks.shape) == (shape[0], *shape[2:]),
+                f"{where}: masks must be {(shape[0], *shape[2:])} like the images, got {tuple(self.masks.shape)}",
+            )
         for field, kind, form in (("boxes", torch.int64, (shape[0], 4)), ("parts", torch.float32, (shape[0], -1, 3))):
             tensor = getattr(self, field)
             if tensor is None:
                 continue
             _require(tensor.dtype == kind, f"{where}: {field} must be {kind}, got {tensor.dtype}", TypeError)
-            _require(tensor.ndim == len(form) and all(b in (-1, a) for a, b in zip(tensor.shape, form, strict=True)),
-                     f"{where}: {field} must be {str(form).replace('-1', 'P')}, got {tuple(tensor.shape)}")
+            _require(
+                tensor.ndim == len(form) and all(b in (-1, a) for a, b in zip(tensor.shape, form, strict=True)),
+                f"{where}: {field} must be {str(form).replace('-1', 'P')}, got {tuple(tensor.shape)}",
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,13 +117,16 @@ class ImageSet:
         masks = "with masks" if self.masks is not None else "no masks"
         noise = "" if self.clean_labels is None else ", label noise"
         caveat = f", caveat: {self.caveat}" if self.caveat else ""
-        return (f"ImageSet({self.name!r}, {len(self)} images of {self.images.shape[2]} x {self.images.shape[3]}, "
-                f"{len(self.classes)} classes, {masks}{noise}, on {self.images.device}{caveat})")
+        return (
+            f"ImageSet({self.name!r}, {len(self)} images of {self.images.shape[2]} x {self.images.shape[3]}, "
+            f"{len(self.classes)} classes, {masks}{noise}, on {self.images.device}{caveat})"
+        )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> ImageSet:
         """A copy of this set with ``change`` applied to every tensor it holds."""
-        changed: dict[str, Any] = {field: change(getattr(self, field)) for field in TENSORS
-                                   if getattr(self, field) is not None}
+        changed: dict[str, Any] = {
+            field: change(getattr(self, field)) for field in TENSORS if getattr(self, field) is not None
+        }
         return replace(self, **changed)
 
     def joined(self, other: ImageSet) -> ImageSet:
@@ -167,9 +188,14 @@ class ImageSet:
         return total.hexdigest()
 
 
-def batches(data: ImageSet, batch_size: int, *, generator: torch.Generator | None = None,
-            augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-            drop_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    data: ImageSet,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    drop_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over a set in batches, drawn by index on its device.
 
     Args:
@@ -192,14 +218,20 @@ def batches(data: ImageSet, batch_size: int, *, generator: torch.Generator | Non
         [[0, 1], [2, 3], [4]]
     """
     _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
-    _require(augment is None or generator is not None,
-             "augment draws random numbers: pass generator=torch.Generator().manual_seed(0) beside it")
+    _require(
+        augment is None or generator is not None,
+        "augment draws random numbers: pass generator=torch.Generator().manual_seed(0) beside it",
+    )
     return _batches(data, batch_size, generator, augment, drop_last)
 
 
-def _batches(data: ImageSet, batch_size: int, generator: torch.Generator | None,
-             augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-             drop_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    data: ImageSet,
+    batch_size: int,
+    generator: torch.Generator | None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+    drop_last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
     stop = len(data) - len(data) % batch_size if drop_last else len(data)
     order = None
     if generator is not None:

@@ -27,23 +27,52 @@ Entry = tuple[str, str]  # class folder, file
 
 SIDE = 32  # pixels: what the CIFAR-trained networks of the cross-domain experiment take
 CUB_SIDE = 80
-CUB_PARTS = ("back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing", "nape",
-             "right eye", "right leg", "right wing", "tail", "throat")
+CUB_PARTS = (
+    "back",
+    "beak",
+    "belly",
+    "breast",
+    "crown",
+    "forehead",
+    "left eye",
+    "left leg",
+    "left wing",
+    "nape",
+    "right eye",
+    "right leg",
+    "right wing",
+    "tail",
+    "throat",
+)
 """The parts of CUB-200-2011 in the order of ``ImageSet.parts``."""
 # (classes, fewest images, most images) of the sets whose files have no known hash. The 1,579 images of Event-8 are
 # those of the archive; the authors of Learn To Pay Attention used 1,574.
-COUNTS = {"event8": (8, 1574, 1579), "action40 train": (40, 4000, 4000), "action40 test": (40, 5532, 5532),
-          "scene67 train": (67, 5360, 5360), "scene67 test": (67, 1340, 1340), "object-discovery": (3, 300, 300)}
+COUNTS = {
+    "event8": (8, 1574, 1579),
+    "action40 train": (40, 4000, 4000),
+    "action40 test": (40, 5532, 5532),
+    "scene67 train": (67, 5360, 5360),
+    "scene67 test": (67, 1340, 1340),
+    "object-discovery": (3, 300, 300),
+}
 
 
 def _cifar10(root: Root, size: Size, seed: int) -> Sets:
-    return read_cifar(download.fetch(download.CIFAR10, root), "cifar-10-batches-py",
-                      [f"data_batch_{k}" for k in range(1, 6)], "test_batch", "batches.meta", False, "cifar10")
+    return read_cifar(
+        download.fetch(download.CIFAR10, root),
+        "cifar-10-batches-py",
+        [f"data_batch_{k}" for k in range(1, 6)],
+        "test_batch",
+        "batches.meta",
+        False,
+        "cifar10",
+    )
 
 
 def _cifar100(root: Root, size: Size, seed: int) -> Sets:
-    return read_cifar(download.fetch(download.CIFAR100, root), "cifar-100-python", ["train"], "test", "meta", True,
-                      "cifar100")
+    return read_cifar(
+        download.fetch(download.CIFAR100, root), "cifar-100-python", ["train"], "test", "meta", True, "cifar100"
+    )
 
 
 def _svhn(root: Root, size: Size, seed: int) -> Sets:
@@ -70,14 +99,23 @@ def _fitted(size: Size, default: int) -> Callable[[Tensor, object], Tensor]:
     return lambda pixels, _: resized(pixels[None], goal)[0]
 
 
-def _set(path: Path, found: dict[Entry, Tensor], entries: Iterable[Entry], classes: list[str], name: str,
-         titles: Iterable[str] | None = None) -> ImageSet:
+def _set(
+    path: Path,
+    found: dict[Entry, Tensor],
+    entries: Iterable[Entry],
+    classes: list[str],
+    name: str,
+    titles: Iterable[str] | None = None,
+) -> ImageSet:
     """A set of the images ``entries``, in that order, labelled by their class folder; ``titles`` rename classes."""
     entries = list(entries)
     missing = [entry for entry in entries if entry not in found]
     if missing or not entries:
-        what = f"lacks {len(missing)} of {len(entries)} images, first {'/'.join(missing[0])}" if missing else \
-            f"holds no image of {name}"
+        what = (
+            f"lacks {len(missing)} of {len(entries)} images, first {'/'.join(missing[0])}"
+            if missing
+            else f"holds no image of {name}"
+        )
         raise fault(path, what, AGAIN)
     number = {folder: k for k, folder in enumerate(classes)}
     labels = torch.tensor([number[folder] for folder, _ in entries])
@@ -90,8 +128,11 @@ def _checked(path: Path, what: str, found: list[Entry], classes: int | None = No
     have = len({folder for folder, _ in found}) if classes is None else classes
     if have != want or not low <= len(found) <= high:
         number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        raise fault(path, f"holds {len(found):,} images of {have} classes for {what}, expected {number} of {want}",
-                    "it is not whole or another file: " + AGAIN)
+        raise fault(
+            path,
+            f"holds {len(found):,} images of {have} classes for {what}, expected {number} of {want}",
+            "it is not whole or another file: " + AGAIN,
+        )
 
 
 def _remembered(sets: Sets, *paths: Path) -> Sets:
@@ -107,8 +148,16 @@ def _remembered(sets: Sets, *paths: Path) -> Sets:
 def _stl10(root: Root, size: Size, seed: int) -> Sets:
     """The binary version: channels, then columns, then rows; labels from 1."""
     path = download.fetch(download.STL10, root)
-    wanted = {f"{part}.{end}" for part, end in (("train_X", "bin"), ("train_y", "bin"), ("test_X", "bin"),
-                                                 ("test_y", "bin"), ("class_names", "txt"))}
+    wanted = {
+        f"{part}.{end}"
+        for part, end in (
+            ("train_X", "bin"),
+            ("train_y", "bin"),
+            ("test_X", "bin"),
+            ("test_y", "bin"),
+            ("class_names", "txt"),
+        )
+    }
     found: dict[str, bytes] = {}
     for member, read in members(path):  # the unlabelled images are passed over
         name = PurePosixPath(member).name
@@ -119,8 +168,9 @@ def _stl10(root: Root, size: Size, seed: int) -> Sets:
     if missing := sorted(wanted - set(found)):
         raise fault(path, f"holds no {' and no '.join(missing)}", AGAIN)
     classes = tuple(lines(found["class_names.txt"]))
-    train, test = (_stl10_split(path, found[f"{part}_X.bin"], found[f"{part}_y.bin"], classes, size)
-                   for part in ("train", "test"))
+    train, test = (
+        _stl10_split(path, found[f"{part}_X.bin"], found[f"{part}_y.bin"], classes, size) for part in ("train", "test")
+    )
     return train, test
 
 
@@ -161,8 +211,12 @@ def _cub200(root: Root, size: Size, seed: int, crop: bool = True) -> Sets:
         def key(member: str) -> str | None:
             entry = _entry(member, folder)
             name = None if entry is None else "/".join(entry)
-            return name.removesuffix(suffix) if name and name.endswith(suffix) and name.removesuffix(suffix) \
-                in table.number else None
+            return (
+                name.removesuffix(suffix)
+                if name and name.endswith(suffix) and name.removesuffix(suffix) in table.number
+                else None
+            )
+
         return key
 
     found = images(path, key_of("images", ".jpg"), fit, title="cub200")
@@ -170,9 +224,15 @@ def _cub200(root: Root, size: Size, seed: int, crop: bool = True) -> Sets:
     masks = images(masks_path, key_of("segmentations", ".png"), fit_mask, mode="L", title="masks of cub200")
     _all(masks_path, table.names, masks)
     geometry = [table.geometry(name, *frames[name], windows[name], height, width) for name in table.names]
-    data = ImageSet(torch.stack([found[n] for n in table.names]), torch.tensor(table.labels), table.classes,
-                    torch.stack([masks[n] for n in table.names]), "cub200",
-                    boxes=torch.stack([box for box, _ in geometry]), parts=torch.stack([p for _, p in geometry]))
+    data = ImageSet(
+        torch.stack([found[n] for n in table.names]),
+        torch.tensor(table.labels),
+        table.classes,
+        torch.stack([masks[n] for n in table.names]),
+        "cub200",
+        boxes=torch.stack([box for box, _ in geometry]),
+        parts=torch.stack([p for _, p in geometry]),
+    )
     train = torch.tensor(table.train)
     return data.subset(train), data.subset(~train)
 
@@ -180,10 +240,11 @@ def _cub200(root: Root, size: Size, seed: int, crop: bool = True) -> Sets:
 def _cut(pixels: Tensor, window: tuple[float, float, float, float]) -> Tensor:
     """The part of (C, H, W) inside a window of left, top, right, bottom as shares of width and height."""
     height, width = pixels.shape[1:]
-    left, top, right, bottom = (round(share * length) for share, length
-                                in zip(window, (width, height, width, height), strict=True))
+    left, top, right, bottom = (
+        round(share * length) for share, length in zip(window, (width, height, width, height), strict=True)
+    )
     left, top = min(left, width - 1), min(top, height - 1)
-    return pixels[:, top: max(bottom, top + 1), left: max(right, left + 1)]
+    return pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def _all(path: Path, names: list[str], found: dict[str, Tensor]) -> None:
@@ -197,19 +258,35 @@ class _Birds:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        table = texts(path, {name: f"CUB_200_2011/{file}" for name, file in (
-            ("images", "images.txt"), ("labels", "image_class_labels.txt"), ("train", "train_test_split.txt"),
-            ("boxes", "bounding_boxes.txt"), ("classes", "classes.txt"), ("parts", "parts/part_locs.txt"))})
+        table = texts(
+            path,
+            {
+                name: f"CUB_200_2011/{file}"
+                for name, file in (
+                    ("images", "images.txt"),
+                    ("labels", "image_class_labels.txt"),
+                    ("train", "train_test_split.txt"),
+                    ("boxes", "bounding_boxes.txt"),
+                    ("classes", "classes.txt"),
+                    ("parts", "parts/part_locs.txt"),
+                )
+            },
+        )
         numbered = self._rows("images.txt", table["images"], 2)
         ids = [row[0] for row in numbered]
         self.names = [row[1].removesuffix(".jpg") for row in numbered]
         self.number = {name: k for k, name in enumerate(self.names)}
-        self.classes = tuple(row[1].partition(".")[2] or row[1]
-                             for row in self._rows("classes.txt", table["classes"], 2))
+        self.classes = tuple(
+            row[1].partition(".")[2] or row[1] for row in self._rows("classes.txt", table["classes"], 2)
+        )
         self.labels = [int(row[0]) - 1 for row in self._numbers("image_class_labels.txt", table["labels"], ids, 1)]
         if min(self.labels) < 0 or max(self.labels) >= len(self.classes):
-            raise fault(path, f"image_class_labels.txt has labels from {min(self.labels) + 1} to "
-                        f"{max(self.labels) + 1}, expected 1 to {len(self.classes)}", AGAIN)
+            raise fault(
+                path,
+                f"image_class_labels.txt has labels from {min(self.labels) + 1} to "
+                f"{max(self.labels) + 1}, expected 1 to {len(self.classes)}",
+                AGAIN,
+            )
         self.train = [row[0] == 1 for row in self._numbers("train_test_split.txt", table["train"], ids, 1)]
         self.boxes = self._numbers("bounding_boxes.txt", table["boxes"], ids, 4)
         self.parts = self._parts(table["parts"], ids)
@@ -242,7 +319,8 @@ class _Birds:
             if len(rows) != len(ids) * count:
                 raise ValueError(f"{len(rows)} rows for {len(ids)} images and {count} parts")
             out[[place[row[0]] for row in rows], [int(row[1]) - 1 for row in rows]] = torch.tensor(
-                [[float(v) for v in row[2:]] for row in rows])
+                [[float(v) for v in row[2:]] for row in rows]
+            )
         except (ValueError, KeyError, IndexError) as error:
             raise fault(self.path, f"part_locs.txt does not fit images.txt ({error})", AGAIN) from error
         return out
@@ -253,15 +331,24 @@ class _Birds:
         left, top = max(0, math.floor(x)), max(0, math.floor(y))
         right, bottom = min(width, math.ceil(x + w)), min(height, math.ceil(y + h))
         if right <= left or bottom <= top:
-            raise fault(self.path, f"the box {(x, y, w, h)} of {name} lies outside its {width} x {height} pixels",
-                        AGAIN)
+            raise fault(
+                self.path, f"the box {(x, y, w, h)} of {name} lies outside its {width} x {height} pixels", AGAIN
+            )
         return left / width, top / height, right / width, bottom / height
 
-    def geometry(self, name: str, height: int, width: int, window: tuple[float, float, float, float],
-                 new_height: int, new_width: int) -> tuple[Tensor, Tensor]:
+    def geometry(
+        self,
+        name: str,
+        height: int,
+        width: int,
+        window: tuple[float, float, float, float],
+        new_height: int,
+        new_width: int,
+    ) -> tuple[Tensor, Tensor]:
         """Box (4,) and parts (P, 3) in pixels of the image as loaded; a part outside the window is not visible."""
         scale = torch.tensor([new_width, new_height], dtype=torch.float64) / torch.tensor(
-            [(window[2] - window[0]) * width, (window[3] - window[1]) * height], dtype=torch.float64)
+            [(window[2] - window[0]) * width, (window[3] - window[1]) * height], dtype=torch.float64
+        )
         first = torch.tensor([window[0] * width, window[1] * height], dtype=torch.float64)
         limit = torch.tensor([new_width, new_height], dtype=torch.float64)
         box = self.window(name, height, width)
@@ -272,15 +359,17 @@ class _Birds:
         parts = self.parts[self.number[name]]
         place = (parts[:, :2].double() - first) * scale
         visible = (parts[:, 2] > 0) & (place >= 0).all(1) & (place < limit).all(1)
-        return corners.flatten().long(), (torch.cat([place.float(), torch.ones(len(parts), 1)], 1)
-                                          * visible[:, None].float())
+        return corners.flatten().long(), (
+            torch.cat([place.float(), torch.ones(len(parts), 1)], 1) * visible[:, None].float()
+        )
 
 
 # ---- Caltech-101 and Caltech-256 -------------------------------------------------------------------------------
 
 
-def _caltech(name: str, path: Path, folder: str, aside: str, inner: str | None, size: Size, seed: int,
-             background: bool) -> Sets:
+def _caltech(
+    name: str, path: Path, folder: str, aside: str, inner: str | None, size: Size, seed: int, background: bool
+) -> Sets:
     def key_of(member: str) -> Entry | None:
         entry = _entry(member, folder)
         return None if entry is None or (entry[0] == aside and not background) else entry
@@ -288,21 +377,36 @@ def _caltech(name: str, path: Path, folder: str, aside: str, inner: str | None, 
     found = images(path, key_of, _fitted(size, SIDE), inner=inner, title=name)
     classes = sorted({entry[0] for entry in found})
     numbered = all(c.partition(".")[0].isdigit() and "." in c for c in classes)  # "001.ak47"
-    data = _set(path, found, sorted(found), classes, name,
-                [c.partition(".")[2] for c in classes] if numbered else None)
+    data = _set(path, found, sorted(found), classes, name, [c.partition(".")[2] for c in classes] if numbered else None)
     if not background:
         data = replace(data, caveat=f"without the class {aside}")
     return per_class(data, 30, seed=seed)
 
 
 def _caltech101(root: Root, size: Size, seed: int, background: bool = False) -> Sets:
-    return _caltech("caltech101", download.fetch(download.CALTECH101, root), "101_ObjectCategories",
-                    "BACKGROUND_Google", "101_ObjectCategories.tar.gz", size, seed, background)
+    return _caltech(
+        "caltech101",
+        download.fetch(download.CALTECH101, root),
+        "101_ObjectCategories",
+        "BACKGROUND_Google",
+        "101_ObjectCategories.tar.gz",
+        size,
+        seed,
+        background,
+    )
 
 
 def _caltech256(root: Root, size: Size, seed: int, background: bool = False) -> Sets:
-    return _caltech("caltech256", download.fetch(download.CALTECH256, root), "256_ObjectCategories", "257.clutter",
-                    None, size, seed, background)
+    return _caltech(
+        "caltech256",
+        download.fetch(download.CALTECH256, root),
+        "256_ObjectCategories",
+        "257.clutter",
+        None,
+        size,
+        seed,
+        background,
+    )
 
 
 # ---- Event-8, Action-40, Scene-67 ------------------------------------------------------------------------------
@@ -382,10 +486,20 @@ def _object_discovery(root: Root, size: Size, seed: int) -> Sets:
         name = PurePosixPath(member)
         if mask:
             inside = parts[-3:] if len(parts) >= 3 and parts[-1] == "GroundTruth" else ()
-            return (inside[1], name.stem) if inside and inside[0] == "Data" and inside[1] in folders \
-                and name.suffix.lower() == ".png" and not name.name.startswith(".") else None
-        return (parts[-1], name.stem) if parts[-2:-1] == ("Data",) and parts[-1] in folders \
-            and _is_image(name.name) else None
+            return (
+                (inside[1], name.stem)
+                if inside
+                and inside[0] == "Data"
+                and inside[1] in folders
+                and name.suffix.lower() == ".png"
+                and not name.name.startswith(".")
+                else None
+            )
+        return (
+            (parts[-1], name.stem)
+            if parts[-2:-1] == ("Data",) and parts[-1] in folders and _is_image(name.name)
+            else None
+        )
 
     def fit_mask(pixels: Tensor, _: Entry) -> Tensor:
         return resized(pixels > 127 if int(pixels.max()) > 1 else pixels > 0, goal, masks=True)[0]
@@ -397,13 +511,25 @@ def _object_discovery(root: Root, size: Size, seed: int) -> Sets:
     if missing := [entry for entry in order if entry not in masks]:
         raise fault(path, f"lacks {len(missing)} of {len(order)} masks, first {'/'.join(missing[0])}", AGAIN)
     data = _set(path, found, order, list(folders), "object-discovery", folders.values())
-    data = replace(data, masks=torch.stack([masks[entry] for entry in order]),
-                   caveat="images without an object of their class have an empty mask")
+    data = replace(
+        data,
+        masks=torch.stack([masks[entry] for entry in order]),
+        caveat="images without an object of their class have an empty mask",
+    )
     return _remembered(held_out(data, 0.5, seed), path)
 
 
 KNOWN: dict[str, Callable[..., Sets]] = {
-    "cifar10": _cifar10, "cifar100": _cifar100, "svhn": _svhn, "stl10": _stl10, "cub200": _cub200,
-    "caltech101": _caltech101, "caltech256": _caltech256, "event8": _event8, "action40": _action40,
-    "scene67": _scene67, "object-discovery": _object_discovery}
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "svhn": _svhn,
+    "stl10": _stl10,
+    "cub200": _cub200,
+    "caltech101": _caltech101,
+    "caltech256": _caltech256,
+    "event8": _event8,
+    "action40": _action40,
+    "scene67": _scene67,
+    "object-discovery": _object_discovery,
+}
 OPTIONS = {"crop": ("cub200",), "background": ("caltech101", "caltech256")}

@@ -44,8 +44,10 @@ def resized(images: Tensor, size: Size, masks: bool = False) -> Tensor:
         return images
     if masks:
         return F.interpolate(images[:, None].to(torch.uint8), size=goal, mode="nearest-exact")[:, 0].bool()
-    parts = [F.interpolate(part.float(), size=goal, mode="bilinear", antialias=True).round().clamp(0, 255)
-             .to(torch.uint8) for part in images.split(1000)]
+    parts = [
+        F.interpolate(part.float(), size=goal, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
+        for part in images.split(1000)
+    ]
     return torch.cat(parts)
 
 
@@ -84,8 +86,11 @@ def _member(path: Path, archive: Any, name: str) -> np.ndarray:
         array: np.ndarray = archive[name]
     except ValueError as error:
         if "pickle" in str(error):
-            raise fault(path, f"{name} is an array of Python objects, which only pickle could read",
-                        "store numbers or fixed-width strings, e.g. numpy.array(names, dtype=str)") from error
+            raise fault(
+                path,
+                f"{name} is an array of Python objects, which only pickle could read",
+                "store numbers or fixed-width strings, e.g. numpy.array(names, dtype=str)",
+            ) from error
         raise fault(path, f"{name} cannot be read ({error})", "copy or download the file again") from error
     return array
 
@@ -100,8 +105,11 @@ def _image_set(path: Path, arrays: dict[str, np.ndarray], size: Size) -> ImageSe
         if array.dtype.kind != "b" and str(array.dtype) != "uint8":
             raise fault(path, f"masks are {array.dtype}", "store bool, or uint8 where more than 0 is the object")
         if array.shape != (len(images), *images.shape[2:]):
-            raise fault(path, f"masks are {array.shape}, the images want {(len(images), *images.shape[2:])}",
-                        "store one mask (H, W) per image")
+            raise fault(
+                path,
+                f"masks are {array.shape}, the images want {(len(images), *images.shape[2:])}",
+                "store one mask (H, W) per image",
+            )
         masks = resized(torch.from_numpy(array > 0), size, masks=True)
     return ImageSet(resized(images, size), labels, classes, masks, path.stem)
 
@@ -113,13 +121,19 @@ def _checked_images(path: Path, array: np.ndarray) -> Tensor:
         hint = "multiply values in [0, 1] by 255 and round first" if array.dtype.kind == "f" else "0 to 255"
         raise fault(path, f"images are {array.dtype}", f"store them as uint8 ({hint})")
     if array.ndim == 3:
-        raise fault(path, f"images are {array.shape}, without a colour axis",
-                    "repeat grey three times: numpy.repeat(images[..., None], 3, axis=-1)")
+        raise fault(
+            path,
+            f"images are {array.shape}, without a colour axis",
+            "repeat grey three times: numpy.repeat(images[..., None], 3, axis=-1)",
+        )
     if array.ndim != 4 or (array.shape[1] != 3 and array.shape[3] != 3):
         raise fault(path, f"images are {array.shape}", "store RGB as (N, H, W, 3) or (N, 3, H, W)")
     if array.shape[1] == array.shape[3] == 3:
-        raise fault(path, f"images are {array.shape}: colour may be the second or the last axis",
-                    "store images that are not 3 pixels high and wide")
+        raise fault(
+            path,
+            f"images are {array.shape}: colour may be the second or the last axis",
+            "store images that are not 3 pixels high and wide",
+        )
     if 0 in array.shape:
         raise fault(path, f"images are {array.shape}: there is no pixel in them", "store at least one image")
     if array.shape[3] == 3:
@@ -150,8 +164,12 @@ def _checked_classes(path: Path, array: np.ndarray | None, labels: Tensor) -> tu
         raise fault(path, "two classes have the same name", "give each class its own")
     if int(labels.max()) >= len(classes):
         at = int(labels.argmax())
-        raise fault(path, f"label {int(labels[at])} of image {at} is out of range: "
-                    f"{len(classes)} classes allow 0 to {len(classes) - 1}", "correct it, or name the missing classes")
+        raise fault(
+            path,
+            f"label {int(labels[at])} of image {at} is out of range: "
+            f"{len(classes)} classes allow 0 to {len(classes) - 1}",
+            "correct it, or name the missing classes",
+        )
     return classes
 
 
@@ -167,8 +185,11 @@ def read_folder(path: Path, size: Size = None) -> ImageSet:
     """A folder with one folder of images per class; the classes are numbered in the order of their names."""
     folders = class_folders(path)
     if len(folders) < 2:
-        raise fault(path, f"holds {len(folders)} folders of classes",
-                    "put the images of each class into a folder of its own, named after the class, two or more")
+        raise fault(
+            path,
+            f"holds {len(folders)} folders of classes",
+            "put the images of each class into a folder of its own, named after the class, two or more",
+        )
     images: list[Tensor] = []
     labels: list[int] = []
     first: Path | None = None
@@ -179,9 +200,12 @@ def read_folder(path: Path, size: Size = None) -> ImageSet:
         for file in files:
             image = resized(_decoded(file)[None], size)
             if images and image.shape != images[0].shape:
-                raise fault(file, f"is {image.shape[2]} x {image.shape[3]}, but {first} is "
-                            f"{images[0].shape[2]} x {images[0].shape[3]}",
-                            "pass size=64 or size=(H, W) to bring all images to one size")
+                raise fault(
+                    file,
+                    f"is {image.shape[2]} x {image.shape[3]}, but {first} is "
+                    f"{images[0].shape[2]} x {images[0].shape[3]}",
+                    "pass size=64 or size=(H, W) to bring all images to one size",
+                )
             first = first or file
             images.append(image)
             labels.append(label)
@@ -213,8 +237,12 @@ def decoded(source: Path | BinaryIO, name: Path | str, mode: str = "RGB", uprigh
 
 # ---- CIFAR -----------------------------------------------------------------------------------------------------
 
-_PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct")}
+_PICKLED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -230,8 +258,9 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_cifar(path: Path, folder: str, train: Iterable[str], test: str, meta: str, fine: bool,
-               name: str) -> tuple[ImageSet, ImageSet]:
+def read_cifar(
+    path: Path, folder: str, train: Iterable[str], test: str, meta: str, fine: bool, name: str
+) -> tuple[ImageSet, ImageSet]:
     """Both splits of CIFAR-10 or CIFAR-100 from their "python version" archive."""
     wanted = [*train, test, meta]
     found: dict[str, dict[str, Any]] = {}
@@ -242,16 +271,27 @@ def read_cifar(path: Path, folder: str, train: Iterable[str], test: str, meta: s
                 content = archive.extractfile(member) if short in wanted else None
                 if content is not None:
                     found[short] = _ArraysOnly(io.BytesIO(content.read()), encoding="latin1").load()
-    except (tarfile.TarError, OSError, EOFError, zlib.error, pickle.UnpicklingError, KeyError, TypeError,
-            AttributeError, ValueError) as error:
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        zlib.error,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
         raise fault(path, f"is damaged or not the archive of {name} ({error})", "delete it and load again") from error
     for short in wanted:
         if not isinstance(found.get(short), dict):
             raise fault(path, f"holds no {folder}/{short}", "delete it and load again")
     prefix = "fine_label" if fine else "label"
     classes = found[meta].get(f"{prefix}_names", [])
-    return (_cifar_split(path, [found[s] for s in wanted[:-2]], f"{prefix}s", classes, name),
-            _cifar_split(path, [found[test]], f"{prefix}s", classes, name))
+    return (
+        _cifar_split(path, [found[s] for s in wanted[:-2]], f"{prefix}s", classes, name),
+        _cifar_split(path, [found[test]], f"{prefix}s", classes, name),
+    )
 
 
 def _cifar_split(path: Path, parts: list[dict[str, Any]], key: str, classes: list[str], name: str) -> ImageSet:
@@ -289,8 +329,9 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
                 arrays[name] = array
         return arrays
     except (ValueError, KeyError, struct.error, zlib.error, StopIteration) as error:
-        raise fault(path, f"is truncated or no MATLAB 5 file of numbers ({error})",
-                    "delete it and load again") from error
+        raise fault(
+            path, f"is truncated or no MATLAB 5 file of numbers ({error})", "delete it and load again"
+        ) from error
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
@@ -307,7 +348,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
             end = start + length + (-length % 8 if kind != _MAT_COMPRESSED else 0)
         if start + length > len(data):
             raise ValueError("it ends in the middle of an array")
-        yield kind, data[start: start + length]
+        yield kind, data[start : start + length]
         at = end
 
 
@@ -326,8 +367,11 @@ def read_svhn(path: Path) -> ImageSet:
 
     arrays = read_mat(path)
     if not {"X", "y"} <= set(arrays) or arrays["X"].ndim != 4 or arrays["X"].shape[2] != 3:
-        raise fault(path, f"holds {({k: a.shape for k, a in arrays.items()})}, not X (H, W, 3, N) and y",
-                    "delete it and load again")
+        raise fault(
+            path,
+            f"holds { ({k: a.shape for k, a in arrays.items()}) }, not X (H, W, 3, N) and y",
+            "delete it and load again",
+        )
     images = _checked_images(path, np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1)))
     digits = arrays["y"].reshape(-1)
     if ((digits < 1) | (digits > 10) | (digits % 1 != 0)).any():

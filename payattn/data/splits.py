@@ -38,13 +38,17 @@ def held_out(data: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, Ima
         (40, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
     """
     if not 0 < share < 1:
-        raise ValueError(f"test= as a share must lie between 0 and 1, got {share}; "
-                         "give the path of a second file or folder otherwise")
+        raise ValueError(
+            f"test= as a share must lie between 0 and 1, got {share}; "
+            "give the path of a second file or folder otherwise"
+        )
     chosen = torch.zeros(len(data), dtype=torch.bool)
     for k, index in enumerate(_by_class(data, seed, "held out")):
         if len(index) == 1:
-            raise ValueError(f"{data.name}: class {data.classes[k]!r} has a single image, so none can be held out; "
-                             "add images, or give test= a second file or folder")
+            raise ValueError(
+                f"{data.name}: class {data.classes[k]!r} has a single image, so none can be held out; "
+                "add images, or give test= a second file or folder"
+            )
         chosen[index[: min(len(index) - 1, max(1, round(share * len(index))))]] = len(index) > 0
     return data.subset(~chosen), data.subset(chosen)
 
@@ -73,8 +77,10 @@ def balanced(data: ImageSet, n: int | None, seed: int = 0) -> ImageSet:
     fewest = min((len(index) for index in groups), default=0)
     each, more = divmod(n, max(1, len(groups)))
     if each + (more > 0) > fewest:
-        raise ValueError(f"{data.name} has {len(data)} images, {fewest} in its smallest class: at most "
-                         f"{fewest * len(groups)} can be chosen with equal classes, got {n}")
+        raise ValueError(
+            f"{data.name} has {len(data)} images, {fewest} in its smallest class: at most "
+            f"{fewest * len(groups)} can be chosen with equal classes, got {n}"
+        )
     turn = torch.randperm(len(groups), generator=stream(seed, "subset classes"))
     parts = [groups[k][: each + (place < more)] for place, k in enumerate(turn.tolist())]
     return data.subset(torch.cat(parts).sort().values)
@@ -106,9 +112,11 @@ def per_class(data: ImageSet, n_train: int, n_test: int | None = None, seed: int
     chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
     for k, index in enumerate(_by_class(data, seed, "per class")):
         if len(index) < n_train + (n_test or 1):
-            raise ValueError(f"{data.name}: class {data.classes[k]!r} has {len(index)} images, too few for {n_train} "
-                             f"to train on and {n_test or 1} to test on; choose fewer")
+            raise ValueError(
+                f"{data.name}: class {data.classes[k]!r} has {len(index)} images, too few for {n_train} "
+                f"to train on and {n_test or 1} to test on; choose fewer"
+            )
         chosen[0].append(index[:n_train])
-        chosen[1].append(index[n_train:] if n_test is None else index[n_train: n_train + n_test])
+        chosen[1].append(index[n_train:] if n_test is None else index[n_train : n_train + n_test])
     train, test = (data.subset(torch.cat(parts).sort().values) for parts in chosen)
     return train, test

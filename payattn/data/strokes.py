@@ -31,9 +31,11 @@ PLAIN: dict[str, list[tuple[float, float, float, float]]] = {
 RING_RADIUS = 0.95
 # One U with one small mark on its axis: five places, two forms. Mirror images keep their class.
 _CUP = [(-0.75, -0.85, -0.75, 0.7), (-0.75, 0.7, 0.75, 0.7), (0.75, 0.7, 0.75, -0.85)]
-FINE = {f"{form}-{place}": [*_CUP, (-half, y, half, y)]
-        for place, y in (("over", -1.3), ("top", -0.75), ("middle", -0.3), ("bottom", 0.2), ("under", 1.2))
-        for form, half in (("dot", 0.0), ("dash", 0.35))}
+FINE = {
+    f"{form}-{place}": [*_CUP, (-half, y, half, y)]
+    for place, y in (("over", -1.3), ("top", -0.75), ("middle", -0.3), ("bottom", 0.2), ("under", 1.2))
+    for form, half in (("dot", 0.0), ("dash", 0.35))
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,16 @@ _STYLES = {
 _CUT = (0.35, 0.6)  # radius of the disc that cuts a piece, in units of half a glyph's side
 
 
-def glyphs(n: int, *, size: int | tuple[int, int] = 32, classes: int = 10, variant: str = "plain",
-           label_noise: float | Tensor = 0.0, seed: int = 0, device: str | torch.device = "cpu") -> ImageSet:
+def glyphs(
+    n: int,
+    *,
+    size: int | tuple[int, int] = 32,
+    classes: int = 10,
+    variant: str = "plain",
+    label_noise: float | Tensor = 0.0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> ImageSet:
     r"""Draw the embedded data set: one glyph per image that says the class, on clutter that says nothing.
 
     Every glyph is a union of strokes (segments, or a circle). With ``d`` the distance in pixels to the nearest
@@ -112,8 +122,14 @@ def glyphs(n: int, *, size: int | tuple[int, int] = 32, classes: int = 10, varia
         images[part], masks[part] = painter.paint(labels[part], uniform)
     noisy = noisy_labels(order, classes, label_noise, seed)
     name = "glyphs" if variant == "plain" else f"glyphs-{variant}"
-    return ImageSet(images, labels if noisy is None else noisy.to(device), tuple(style.glyphs)[:classes], masks,
-                    name, clean_labels=None if noisy is None else labels)
+    return ImageSet(
+        images,
+        labels if noisy is None else noisy.to(device),
+        tuple(style.glyphs)[:classes],
+        masks,
+        name,
+        clean_labels=None if noisy is None else labels,
+    )
 
 
 def _checked(n: int, size: int | tuple[int, int], classes: int, variant: str) -> tuple[int, int]:
@@ -121,11 +137,13 @@ def _checked(n: int, size: int | tuple[int, int], classes: int, variant: str) ->
         raise ValueError(f"n must be 0 or more images, got {n}")
     if variant not in VARIANTS:
         near = difflib.get_close_matches(str(variant), VARIANTS, 1)
-        raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}"
-                         + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(
+            f"variant must be one of {VARIANTS}, got {variant!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
     if not 2 <= classes <= 10:
-        raise ValueError(f"glyphs has 2 to 10 classes, got classes={classes}; "
-                         f"the nearest is {min(10, max(2, classes))}")
+        raise ValueError(
+            f"glyphs has 2 to 10 classes, got classes={classes}; the nearest is {min(10, max(2, classes))}"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 8:
         raise ValueError(f"a glyph needs at least 8 x 8 pixels, got size={size}")
@@ -174,12 +192,16 @@ def noisy_labels(labels: Tensor, classes: int, noise: float | Tensor, seed: int)
     else:
         matrix = torch.as_tensor(noise, dtype=torch.float64, device="cpu")
         if matrix.shape != (classes, classes):
-            raise ValueError(f"label_noise must be ({classes}, {classes}), one row per class, "
-                             f"got {tuple(matrix.shape)}")
-        if bool((matrix < 0).any()) or not torch.allclose(matrix.sum(1), torch.ones(classes, dtype=torch.float64),
-                                                          atol=1e-5):
-            raise ValueError("each row of label_noise must hold probabilities that sum to 1, "
-                             f"got row sums {[round(v, 4) for v in matrix.sum(1).tolist()]}")
+            raise ValueError(
+                f"label_noise must be ({classes}, {classes}), one row per class, got {tuple(matrix.shape)}"
+            )
+        if bool((matrix < 0).any()) or not torch.allclose(
+            matrix.sum(1), torch.ones(classes, dtype=torch.float64), atol=1e-5
+        ):
+            raise ValueError(
+                "each row of label_noise must hold probabilities that sum to 1, "
+                f"got row sums {[round(v, 4) for v in matrix.sum(1).tolist()]}"
+            )
     uniform = torch.rand(len(labels), 1, generator=stream(seed, "label noise"), dtype=torch.float64)
     return (uniform >= matrix.cumsum(1)[labels]).sum(1).clamp_(max=classes - 1)
 
@@ -193,9 +215,12 @@ class _Painter:
         strokes = list(style.glyphs.values())[:classes]
         most = max(map(len, strokes))
         ends = torch.tensor([s + s[-1:] * (most - len(s)) for s in strokes], dtype=torch.float64)
-        self.ends = ends.view(classes, most, 2, 2).to(device)                      # class, stroke, end, (x, y)
-        self.ring = torch.tensor([RING_RADIUS * (name == "ring") for name in list(style.glyphs)[:classes]],
-                                 dtype=torch.float64, device=device)
+        self.ends = ends.view(classes, most, 2, 2).to(device)  # class, stroke, end, (x, y)
+        self.ring = torch.tensor(
+            [RING_RADIUS * (name == "ring") for name in list(style.glyphs)[:classes]],
+            dtype=torch.float64,
+            device=device,
+        )
         self.count = torch.tensor([len(s) for s in strokes], device=device)
         self.rows, self.columns = (_interpolation(length, style.hard).to(device) for length in (height, width))
         self.y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
@@ -203,8 +228,14 @@ class _Painter:
         self.patch = min(self.side, 2 * math.ceil(_CUT[1] * style.side[1] / 2 * self.side) + 1)
         self.limit = torch.tensor([width, height], dtype=torch.float64, device=device)
         # Spreads three values over the nine of the finer grid.
-        self.up = torch.tensor([[4, 3, 2, 1, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 1, 2, 3, 4]],
-                               dtype=torch.float32, device=device) / 4
+        self.up = (
+            torch.tensor(
+                [[4, 3, 2, 1, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 1, 2, 3, 4]],
+                dtype=torch.float32,
+                device=device,
+            )
+            / 4
+        )
         self.numbers = 8 * (style.pieces + 1) + 3 * style.pieces + 3 * (9 + 81) + 3 + 8
 
     def paint(self, labels: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,10 +303,11 @@ class _Painter:
         ends, ring, radius = self._frame(labels, uniform)
         corners = ends.flatten(1, 2)
         margin = (ring + radius + 0.5)[:, None]
-        low, high = corners.amin(1) - margin, corners.amax(1) + margin                  # (B, 2) about the centre
+        low, high = corners.amin(1) - margin, corners.amax(1) + margin  # (B, 2) about the centre
         centre = -low + (self.limit - (high - low)).clamp_(min=0) * uniform[:, 3:5]
-        distance = _distance(ends + centre[:, None, None], ring, self.x.expand(len(labels), -1),
-                             self.y.expand(len(labels), -1))
+        distance = _distance(
+            ends + centre[:, None, None], ring, self.x.expand(len(labels), -1), self.y.expand(len(labels), -1)
+        )
         return distance, radius[:, None, None]
 
     def _add_pieces(self, canvas: Tensor, base: Tensor, take: _Taker) -> None:
@@ -302,13 +334,16 @@ class _Painter:
         stroke = ends[torch.arange(len(kinds), device=kinds.device), place.long()]
         along = (place % 1).double()[:, None]
         turn = 2 * math.pi * along[:, 0]
-        middle = (stroke[:, 0] + (stroke[:, 1] - stroke[:, 0]) * along
-                  + ring[:, None] * torch.stack([turn.cos(), turn.sin()], -1))
+        middle = (
+            stroke[:, 0]
+            + (stroke[:, 1] - stroke[:, 0]) * along
+            + ring[:, None] * torch.stack([turn.cos(), turn.sin()], -1)
+        )
         centre = uniform[:, 4:6] * self.limit
         corner = (centre - self.patch / 2).round_().clamp_(min=0).minimum(self.limit - self.patch)
         x, y = ((line[: self.patch] + corner[:, axis, None]).float() for axis, line in enumerate((self.x, self.y)))
         distance = _distance(ends + (centre - middle)[:, None, None], ring, x, y)
-        reach = ((x - centre[:, :1].float()).square()[:, None, :] + (y - centre[:, 1:].float()).square()[:, :, None])
+        reach = (x - centre[:, :1].float()).square()[:, None, :] + (y - centre[:, 1:].float()).square()[:, :, None]
         cut = (_CUT[0] + (_CUT[1] - _CUT[0]) * uniform[:, 6].double()) * self._scale(uniform)
         inside = reach < cut.square().float()[:, None, None]
         return (radius[:, None, None] + 0.5 - distance).clamp_(0, 1).mul_(inside), corner
@@ -322,7 +357,7 @@ class _Taker:
 
     def __call__(self, columns: int) -> Tensor:
         self.used += columns
-        return self.uniform[:, self.used - columns: self.used]
+        return self.uniform[:, self.used - columns : self.used]
 
 
 def _interpolation(length: int, hard: bool) -> Tensor:
@@ -357,8 +392,10 @@ def _distance(ends: Tensor, ring: Tensor, x: Tensor, y: Tensor) -> Tensor:
     direction = torch.where(still, torch.tensor([1.0, 0.0], dtype=half.dtype, device=half.device), half)
     direction = direction / torch.where(still, 1, length[..., None])
     dx, dy = direction.float().unbind(-1)
-    u0, v0 = (direction * middle).sum(-1).float(), (direction[..., 0] * middle[..., 1]
-                                                    - direction[..., 1] * middle[..., 0]).float()
+    u0, v0 = (
+        (direction * middle).sum(-1).float(),
+        (direction[..., 0] * middle[..., 1] - direction[..., 1] * middle[..., 0]).float(),
+    )
     length = length.float()
     squares = []
     for s in range(ends.shape[1]):

@@ -72,6 +72,17 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return out
 
 
+def he_normal(model: nn.Module) -> None:
+    """Convolutions N(0, 2 / (k^2 C_out)) as in He et al. (2015), fan out; the rest stays as PyTorch makes it.
+
+    Example:
+        >>> he_normal(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 def class_activation(local: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     r"""The class activation map, ``CAM_c = sum_k w_ck A_k``: where the logit of class c comes from (Zhou et al. 2016).
 

@@ -11,10 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from payattn.attention import INITS, choose
-from payattn.models.base import Classifier, Maps, map_of_class
+from payattn.models.base import Classifier, Maps, he_normal, map_of_class
 from payattn.models.colour import Numbers
 from payattn.residual import (
     AttentionModule,
@@ -22,6 +23,7 @@ from payattn.residual import (
     before_convolution,
     channel_mean,
     max_pool,
+    recomputed,
     residual_unit,
 )
 
@@ -82,6 +84,7 @@ class ResidualAttentionNetwork(Classifier):
 
     stages: tuple[str, ...]
     depth: int
+    recompute: bool
 
     def _build(
         self, stem: nn.Module, channels: Sequence[int], modules: Sequence[int], pools: Sequence[int],
@@ -113,11 +116,8 @@ class ResidualAttentionNetwork(Classifier):
 
         The paper does not say whether C_in or C_out counts; C_out is our choice. The linear layer is PyTorch's.
         """
-        if choose("init", init, INITS) == "default":
-            return
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if choose("init", init, INITS) == "paper":
+            he_normal(self)
 
     def _parts(self, stage: str) -> list[tuple[str, nn.Module]]:
         return list(self.get_submodule(stage).named_children())
@@ -130,7 +130,8 @@ class ResidualAttentionNetwork(Classifier):
                 if not isinstance(layer, AttentionModule):
                     x = layer(x)
                     continue
-                found = layer.branches(x)
+                again = self.recompute and torch.is_grad_enabled()
+                found = recomputed(layer, x) if again else layer.branches(x)
                 x = found.output
                 if keep is not None:
                     kept[f"{stage}.{name}"] = keep(found)
@@ -200,6 +201,8 @@ class CIFARAttention(ResidualAttentionNetwork):
         unit: ``"preact"`` as in the paper, ``"resnext"`` or ``"inception"``. The last two put BN-ReLU into the stem.
         extra_units: ``"split"``: one unit before the modules of a stage and one behind; ``"before"``: both before.
         fusion, activation, mask, local_units, double_skip: see ``payattn.residual.AttentionModule``.
+        recompute: keep only the input of each attention module for the backward pass, see
+            ``payattn.residual.recomputed``: less memory, more time, the same numbers.
         stem: channels of the stem; None for 16 times the width.
         width: factor on all channels, 1 is the paper's network, 0.25 suits a CPU.
         dropout: without use here (the networks have none); it must still lie in [0, 1].
@@ -218,11 +221,12 @@ class CIFARAttention(ResidualAttentionNetwork):
         self, classes: int = 10, *, depth: int = 56, modules: int | Sequence[int] | None = None,
         units: Sequence[int] | None = None, pools: Sequence[int] = (3, 2, 1), unit: str = "preact",
         fusion: str = "residual", activation: str = "mixed", mask: str = "hourglass", local_units: int = 3,
-        double_skip: bool = False, extra_units: str = "split", stem: int | None = None, width: float = 1.0,
-        dropout: float = 1.0, init: str = "paper", mean: Numbers | None = None, std: Numbers | None = None,
-        colour: str = "rgb",
+        double_skip: bool = False, recompute: bool = False, extra_units: str = "split", stem: int | None = None,
+        width: float = 1.0, dropout: float = 1.0, init: str = "paper", mean: Numbers | None = None,
+        std: Numbers | None = None, colour: str = "rgb",
     ) -> None:  # fmt: skip
         super().__init__(classes, width, dropout, mean, std, colour)
+        self.recompute = recompute
         m, ptr = _modules_of_cifar(depth)
         p, t, r = _whole_numbers("units (p, t, r)", ptr if units is None else units, 3, 0)
         channels = [4 * max(1, round(c * width)) for c in (16, 32, 64)]
@@ -243,7 +247,6 @@ class MaxPool(nn.Module):
     """``payattn.residual.max_pool`` as a layer.
 
     Example:
-        >>> import torch
         >>> MaxPool()(torch.rand(1, 2, 5, 1)).shape
         torch.Size([1, 2, 2, 1])
     """
@@ -265,14 +268,13 @@ class ImageNetAttention(ResidualAttentionNetwork):
         units: (p, t, r), see ``payattn.residual.AttentionModule``.
         unit: ``"preact"`` for Attention, ``"resnext"`` for AttentionNeXt, ``"inception"`` for AttentionInception.
         width: factor on all channels, 1 is the paper's network, 0.0625 suits a CPU.
-        pools, fusion, activation, mask, local_units, double_skip, dropout, init, mean, std, colour: see
+        pools, fusion, activation, mask, local_units, double_skip, recompute, dropout, init, mean, std, colour: see
             ``CIFARAttention``.
 
     Raises:
         ValueError: for another depth, with the nearest, and for other options out of range.
 
     Example:
-        >>> import torch
         >>> net = ImageNetAttention(classes=10, width=0.0625).eval()
         >>> logits, maps = net(torch.rand(1, 3, 65, 96), return_maps=True)
         >>> {name: tuple(a.shape) for name, a in maps.items()}
@@ -283,10 +285,11 @@ class ImageNetAttention(ResidualAttentionNetwork):
         self, classes: int = 1000, *, depth: int = 56, modules: int | Sequence[int] | None = None,
         units: Sequence[int] = (1, 2, 1), pools: Sequence[int] = (3, 2, 1), unit: str = "preact",
         fusion: str = "residual", activation: str = "mixed", mask: str = "hourglass", local_units: int = 3,
-        double_skip: bool = False, width: float = 1.0, dropout: float = 1.0, init: str = "paper",
-        mean: Numbers | None = None, std: Numbers | None = None, colour: str = "rgb",
+        double_skip: bool = False, recompute: bool = False, width: float = 1.0, dropout: float = 1.0,
+        init: str = "paper", mean: Numbers | None = None, std: Numbers | None = None, colour: str = "rgb",
     ) -> None:  # fmt: skip
         super().__init__(classes, width, dropout, mean, std, colour)
+        self.recompute = recompute
         if depth not in IMAGENET_MODULES:
             near = min(IMAGENET_MODULES, key=lambda known: abs(known - depth))
             raise ValueError(f"depth must be 56 or 92, got {depth}; nearest: {near}")

@@ -17,6 +17,7 @@ from payattn.models.base import (
     ConvBlock,
     Maps,
     global_head,
+    he_normal,
     map_of_class,
     pool,
 )
@@ -79,7 +80,8 @@ class PreActResNet(Classifier):
         strided: ``"1x1"``, or ``"3x3"`` for the baseline of the Residual Attention Network, see ``Bottleneck``.
         width: factor on all channels, 1 is the paper's network.
         dropout: without use here (the network has none); it must still lie in [0, 1].
-        init: ``"paper"`` or ``"default"`` (PyTorch's).
+        init: ``"paper"`` (of Learn To Pay Attention), ``"default"`` (PyTorch's) or ``"he"``, for the baseline of the
+            Residual Attention Network: its convolutions start as theirs do, batch norm as PyTorch makes it.
         mean, std, colour: of the first layer, see ``VGGAttention``.
 
     Example:
@@ -97,6 +99,13 @@ class PreActResNet(Classifier):
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, classes)
         self.initialise(init)
+
+    def initialise(self, init: str) -> None:
+        """As every ``Classifier``, and ``"he"``: see ``payattn.models.base.he_normal``."""
+        if choose("init", init, (*INITS, "he")) == "he":
+            he_normal(self)
+        else:
+            super().initialise(init)
 
     def _local(self, images: Tensor) -> Tensor:
         return torch.relu(self.norm(self.trunk(self.normalize(images))["stage3"]))
