@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from payattn import create, glyphs
+from payattn.cost import saved_bytes
 from payattn.data import Augment, ImageSet, batches
 from payattn.train import autocast_dtype, fit, pick_device
 
@@ -140,6 +142,23 @@ def our_epoch(model: nn.Module, data: ImageSet, device: torch.device) -> Callabl
     return work
 
 
+def attention_steps(images: Tensor, labels: Tensor, turns: int) -> Iterator[dict[str, Any]]:
+    """Training steps of Attention-92: as printed, and twice as wide, as the best-known re-implementation has it.
+
+    The third pair is recomputation of the attention modules against none: what it costs, and what it keeps.
+    """
+    labels, device = labels[: len(images)], images.device
+    for what, width in (("Attention-92", 1.0), ("Attention-92, 2 wide", 2.0)):
+        model = create("attention-92", 10, width=width)
+        ours, plain = (stepper(model, images, labels, 1, fast) for fast in (True, False))
+        yield pair(what, ours, plain, device, turns)
+    once, again = (create("attention-92", 10, recompute=recompute).to(device) for recompute in (False, True))
+    ours, plain = (stepper(model, images, labels, 1, True) for model in (again, once))
+    row = pair("  its recomputation", ours, plain, device, turns)
+    kept = [saved_bytes(functools.partial(net, images), without=net)[1] for net in (again, once)]
+    yield row | {"kept": kept[0] / kept[1]}
+
+
 def measure(device: torch.device, turns: int, images: int, width: float, workers: int) -> Iterator[dict[str, Any]]:
     """All pairs, one after the other."""
     data = glyphs(images, seed=0).to(device)
@@ -154,6 +173,7 @@ def measure(device: torch.device, turns: int, images: int, width: float, workers
     ours = reader(lambda: batches(data, BATCH, generator=generator, augment=augment), device)
     yield pair("input, flip and crop", ours, reader(lambda: loader, device), device, turns)
     yield pair("one epoch", our_epoch(model, data, device), plain_epoch(model, data, device, workers), device, turns)
+    yield from attention_steps(first[: 128 if device.type == "cuda" else 16], labels, min(turns, 3))
     speed = [clock(lambda: len(glyphs(images, seed=1, device=str(device))), device) for _ in range(turns)]
     yield {"what": "glyphs drawn", "ours": statistics.median(speed)}
 
@@ -181,6 +201,8 @@ def main() -> int:
         text = f"{row['what']:22}{row['ours']:12,.0f}"
         if "plain" in row:
             text += f"{row['plain']:12,.0f}{row['ratio']:8.2f}   {row['from']:.2f} to {row['to']:.2f}"
+        if "kept" in row:
+            text += f"; keeps {row['kept']:.0%} of the bytes"
         print(text, flush=True)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
