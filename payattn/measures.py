@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from payattn import generalize, localize, noise, query, robust
 from payattn import maps as map_methods
-from payattn.data import ImageSet, balanced
+from payattn.data import ImageSet, balanced, batches
 from payattn.models import ResidualAttentionNetwork
 from payattn.residual import Branches
 from payattn.train import evaluate, maps_of
@@ -308,6 +308,24 @@ def response(model: nn.Module, on: On, options: Mapping[str, Any], network: Netw
     return found
 
 
+def top_5(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """How often the true class is not the first guess, and not among the first five, as on ImageNet.
+
+    Returns:
+        per set ``centre crop``: ``top-1 error`` and ``top-5 error``, from 0 to 1.
+    """
+    found: Measured = {}
+    for name, (_, test) in on.items():
+        ranks = []
+        with map_methods.frozen(model, gradients=False):
+            for images, labels in batches(test, 250):
+                logits = model(images.to(map_methods.device_of(model))).float().cpu()
+                ranks.append((logits > logits.gather(1, labels[:, None].cpu())).sum(1))
+        rank = torch.cat(ranks)
+        found[name] = {"centre crop": {f"top-{k} error": (rank >= k).double().mean().item() for k in (1, 5)}}
+    return found
+
+
 def _mask_statistics(parts: Branches) -> Measured:
     mask = parts.mask
     return {
@@ -329,4 +347,5 @@ MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measur
     "query": query_swap,
     "wrong-labels": wrong_labels,
     "response": response,
+    "top-5": top_5,
 }

@@ -43,7 +43,9 @@ TRAINING_KEYS = ("model", "options", "data", "data_options", "settings")
 PART_KEYS = (*TRAINING_KEYS, "note", "start", "base", "measure", "measure_options", "on", "on_options")
 DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise")
 PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
-MEASURED = ("accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "response", "wrong-labels")
+MEASURED = (
+    "accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "response", "top-5", "wrong-labels",
+)  # fmt: skip
 TAGS = ("code", "review", "recall-hi", "recall-med")
 """Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
 

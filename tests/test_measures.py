@@ -128,3 +128,13 @@ def test_the_shares_of_closed_and_open_masks_count_what_lies_below_a_tenth_and_a
     found = measures._mask_statistics(Branches(-2 * values, values, values, values, values))
     assert (found["closed"], found["open"]) == (0.25, 0.5)
     assert found["trunk"] == pytest.approx(2 * 0.6225) and found["mask_sd_images"] == 0
+
+
+def test_top_5_agrees_with_the_accuracy_and_with_sorting() -> None:
+    net = network()
+    found = measures.top_5(net, on(), {}, nobody)["here"]["centre crop"]
+    first_five = net(DATA.images).topk(5).indices
+    among = (first_five == DATA.labels[:, None]).any(1).double().mean().item()
+    assert found["top-1 error"] == pytest.approx(1 - evaluate(net, DATA)["accuracy"])
+    assert found["top-5 error"] == pytest.approx(1 - among) and 0 < among < 1
+    assert found["top-5 error"] < found["top-1 error"]

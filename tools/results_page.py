@@ -36,6 +36,7 @@ SHOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attack": (("accuracy",), ("shift", "check", "clean")),
     "cross-domain": (("accuracy", "accuracy_mapped", "accuracy_by_index"), ()),
     "segmentation": (("jaccard", "corloc"), ()),
+    "response": (("response", "mask", "closed", "open"), ()),
 }
 WORDS = {
     "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard",
@@ -197,7 +198,7 @@ def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> 
 
 def number(values: Sequence[float], measure: str) -> str:
     """Mean and spread over seeds; shares in per cent."""
-    scale, digits = (1, 2) if measure == "query" else (100, 1)
+    scale, digits = (1, 2) if measure in ("query", "response") else (100, 1)
     found = results.summary([{"value": value} for value in values], "value")
     spread = f" ± {scale * found['sd']:.{digits}f}" if found["sd"] is not None else ""
     return f"{scale * found['mean']:.{digits}f}{spread}"
@@ -214,7 +215,8 @@ def table(name: str, rows: Sequence[str], root: Path) -> str:
     runs = results.load_results(f"{name}/*", root / "results")
     error = any(recipe.published for recipe in all_recipes)
     other = any("values" in recipe.published for recipe in all_recipes)
-    columns = ["published accuracy" if other else "published error", "logged error"]
+    values = "published accuracy" if all_recipes[0].measure == "cross-domain" else "published"
+    columns = [values if other else "published error", "logged error"]
     error = error and not other
     head = ["recipe", "network", *(columns if error or other else [])]
     head += ["measured error" if error else "measured accuracy", "seeds", "trained on"]
