@@ -99,6 +99,14 @@ def test_the_expected_loss_is_that_of_smoothed_labels(clean: float, classes: int
         torch.testing.assert_close(expected, smooth)
 
 
+@given(clean=RATES, right=st.integers(0, 20))
+def test_accuracy_on_unseen_noisy_labels_is_a_straight_line_in_the_true_accuracy(clean: float, right: int) -> None:
+    true, answers = torch.zeros(20).long(), (torch.arange(20) >= right).long() * (1 + torch.arange(20) % 4)
+    expected = noise_matrix(5, clean)[true, answers].mean().item()  # chance that the given label is the answer
+    factor = (5 * clean - 1) / 4
+    assert expected == pytest.approx((1 - clean) / 4 + factor * right / 20)
+
+
 # --------------------------------------------------------------------------------------------- forward correction
 
 
@@ -166,6 +174,13 @@ def test_at_uniform_probabilities_wrong_labels_pull_back_by_their_share(clean: f
     from_wrong = sum((row[j] * (uniform - one_hot[j]) for j in range(1, classes)), torch.zeros(classes))
     torch.testing.assert_close(from_wrong, -(1 - clean) / (classes - 1) * (uniform - one_hot[0]))
     torch.testing.assert_close(from_clean + from_wrong, (classes * clean - 1) / (classes - 1) * (uniform - one_hot[0]))
+
+
+@given(clean=st.floats(0.01, 0.99), classes=st.integers(2, 12))
+def test_at_rest_the_parts_are_equal_and_opposite(clean: float, classes: int) -> None:
+    row = noise_matrix(classes, clean)[0]
+    errors = row - torch.eye(classes, dtype=torch.float64)
+    torch.testing.assert_close(clean * errors[0], -(row[1:, None] * errors[1:]).sum(0))
 
 
 # -------------------------------------------------------------------------------------------------------- the gain

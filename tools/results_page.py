@@ -37,8 +37,10 @@ SHOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cross-domain": (("accuracy", "accuracy_mapped", "accuracy_by_index"), ()),
     "segmentation": (("jaccard", "corloc"), ()),
     "response": (("response", "mask", "closed", "open"), ()),
+    "wrong-labels": ((), ("parts", "gain")),
 }
 WORDS = {
+    "clean": "true labels answered", "wrong": "wrong labels answered", "true": "true class where the label is wrong",
     "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard",
     "corloc": "CorLoc", "otsu": "Otsu", "mean": "mean threshold", "r2": "R²",
     "total_variation": "moved weight", "most": "moved at most",
