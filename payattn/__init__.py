@@ -37,6 +37,7 @@ _MODULES = (
     "checkpoint",
     "cost",
     "data",
+    "distributed",
     "generalize",
     "localize",
     "maps",

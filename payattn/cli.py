@@ -56,7 +56,8 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seed", type=int, default=0)
     seeds.add_argument("--seeds", type=_seeds, metavar="0-4", help="several, as in 0-4 or 0,2,5")
     command.add_argument("--small", action="store_true", help="the form that two CPU cores finish in minutes")
-    command.add_argument("--data", metavar="DATA", help="in place of the recipe's data: a name, an .npz or a folder")
+    command.add_argument("--data", metavar="DATA", help="in place of the recipe's data: a name, an .npz or a "
+                         "folder (for imagenet the one that holds train and val)")  # fmt: skip
     command.add_argument("--test", metavar="PATH", help="its test part, when that is a file or folder of its own")
     command.add_argument("--caveat", default="", metavar="TEXT", help="recorded with the data, as in 'JPEG copy'")
     command.add_argument("--on", type=_named_path, action="append", default=[], metavar="NAME=PATH",
@@ -152,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"payattn: {' '.join(str(error).split())}", file=sys.stderr)
+        if not getattr(error, "told", False):  # the first of several processes says it
+            print(f"payattn: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
@@ -167,11 +169,14 @@ def _set_threads(threads: int) -> None:
 def train(given: argparse.Namespace) -> int:
     """Run a recipe, continue it after an interruption, and record the result.
 
-    A run that is recorded already is left as it is and named; ``--force`` runs it again.
+    A run that is recorded already is left as it is and named; ``--force`` runs it again. Several processes do it
+    together when ``torchrun --standalone --nproc_per_node 2 -m payattn train ...`` starts them.
     """
+    from payattn import distributed, results
     from payattn import recipes as table
-    from payattn import results
+    from payattn.train import pick_device
 
+    distributed.start(pick_device(given.device))
     names = [table.get(given.recipe).id] if not set("*?[") & set(given.recipe) else table.list_recipes(given.recipe)
     if not names:
         raise ValueError(f"no recipe fits {given.recipe!r} ('payattn recipes' lists all)")
@@ -179,18 +184,27 @@ def train(given: argparse.Namespace) -> int:
         recipe = table.get(name, small=given.small)
         for seed in [given.seed] if given.seeds is None else given.seeds:
             path = results.path_of(recipe.id, seed, small=recipe.small, root=given.results)
-            if path.exists() and not given.force:
-                print(f"{path} is recorded already; --force runs it again")
+            if not given.force and distributed.from_main(path.exists):
+                _say(f"{path} is recorded already; --force runs it again")
                 continue
-            print(f"{recipe.id}{' (small)' if recipe.small else ''}, seed {seed}: {recipe.model}", flush=True)
+            _say(f"{recipe.id}{' (small)' if recipe.small else ''}, seed {seed}: {recipe.model}")
             checkpoint = Path(given.checkpoint) / table.weights_of(recipe, seed)
             result = table.run(
                 recipe, seed, data=given.data, test=given.test, caveat=given.caveat, on=dict(given.on),
                 results_root=given.results, checkpoint=checkpoint, device=given.device, force=given.force,
             )  # fmt: skip
-            _report(result["final"], result["data"]["test"])
-            print(f"recorded in {path}, weights in {checkpoint}", flush=True)
+            if distributed.is_main():
+                _report(result["final"], result["data"]["test"])
+            _say(f"recorded in {path}, weights in {checkpoint}")
     return 0
+
+
+def _say(text: str) -> None:
+    """Print once, however many processes there are."""
+    from payattn import distributed
+
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 def evaluate(given: argparse.Namespace) -> int:

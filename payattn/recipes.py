@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from payattn import results
+from payattn import distributed, results
 from payattn.attention import choose, normalised_entropy
-from payattn.data import ImageSet
+from payattn.data import Data, FileSet, ImageSet
 from payattn.localize import boxes, scores, usual_tolerance, widen
 from payattn.models import colour_statistics, create, list_models
 from payattn.train import History, Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
@@ -41,7 +41,7 @@ from payattn.train import History, Settings, autocast_dtype, evaluate, fit, maps
 TABLE_KEYS = ("title", "defaults", "rows", "small")
 TRAINING_KEYS = ("model", "options", "data", "data_options", "settings")
 PART_KEYS = (*TRAINING_KEYS, "note", "start", "base", "measure", "measure_options", "on", "on_options")
-DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise")
+DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise", "stream")
 PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
 MEASURED = (
     "accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "response", "top-5", "wrong-labels",
@@ -263,7 +263,7 @@ def budget(name: str = "auto") -> str:
     return "gpu" if torch.cuda.is_available() else "quick"
 
 
-def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
+def localisation(model: nn.Module, data: Data) -> dict[str, Any]:
     """How well the maps of each level find the objects of a set with masks.
 
     Args:
@@ -297,15 +297,23 @@ def localisation(model: nn.Module, data: ImageSet) -> dict[str, Any]:
     }
 
 
-def build(recipe: Recipe, seed: int, train: ImageSet) -> nn.Module:
+def build(recipe: Recipe, seed: int, train: Data) -> nn.Module:
     """The network of a recipe with its initial weights, its first layer by mean and spread of the training set.
+
+    Of a set that is read from files they are its ``mean`` and ``std``, in other colours those of a sample.
 
     Example:
         >>> data = ImageSet(torch.zeros(2, 3, 8, 8).byte() + 51, torch.tensor([0, 1]), ("a", "b"))
         >>> build(get("glyphs/control"), 0, data).spec["name"]
         'vgg-att-control'
     """
-    scale = colour_statistics(train.images, recipe.options.get("colour", "rgb"))
+    colour = recipe.options.get("colour", "rgb")
+    scale: dict[str, tuple[float, ...]] = {}
+    if isinstance(train, FileSet) and colour == "rgb":
+        scale |= {"mean": train.mean, "std": train.std}
+    else:
+        images = train.sample().images if isinstance(train, FileSet) else train.images
+        scale |= colour_statistics(images, colour)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return create(recipe.model, len(train.classes), **{**scale, **recipe.options})
@@ -327,10 +335,13 @@ def run(
 ) -> dict[str, Any]:
     """Load, build, train, measure and record one run of a recipe.
 
+    Under ``torchrun`` all processes do it together, see :mod:`payattn.distributed`; the first one writes.
+
     Args:
         recipe: see :func:`get`.
         seed: of the initial weights, the batches, augmentation and dropout; the data stays the same.
-        data: another data set or file than the recipe's; it is recorded with the result.
+        data: another data set or file than the recipe's; it is recorded with the result. For a recipe on ImageNet
+            the folder that holds ``train`` and ``val``.
         test: its test part, when that is a file of its own.
         caveat: what a reader must know about ``data`` and ``on``, as in ``"JPEG copy"``.
         on: files in place of the sets to measure on, by the names that the recipe gives them.
@@ -348,23 +359,16 @@ def run(
         FileExistsError: the run is recorded already; raised before anything is computed.
         ValueError: data, recipe or checkpoint do not fit.
     """
-    from payattn.data import load
-
-    if results_root is not None and not force:
-        path = results.path_of(recipe.id, seed, small=recipe.small, root=results_root)
-        if path.exists():
-            raise FileExistsError(f"{path} is recorded already; nothing was run (--force runs it again)")
-    file = None if checkpoint is None else Path(checkpoint)
-    if force and file is not None and not recipe.base:
-        file.unlink(missing_ok=True)
     where = pick_device(device)
-    sets = load(data or recipe.data, device=where, test=test, **recipe.data_options)
-    train_set, test_set = (replace(s, caveat=caveat) if caveat else s for s in sets)
+    distributed.start(where)
+    file = None if checkpoint is None else Path(checkpoint)
+    distributed.from_main(lambda: _prepare(recipe, seed, results_root, file, force))
+    train_set, test_set = (replace(s, caveat=caveat) if caveat else s for s in _load(recipe, data, test, where))
     measured_on = _measured_on(recipe, on or {}, (train_set, test_set), where, caveat)
 
     def trained(which: Recipe, weights: Path | None) -> tuple[nn.Module, History]:
         model = build(which, seed, train_set)
-        if which.start and not (weights and weights.exists()):
+        if which.start and not distributed.from_main(lambda: weights is not None and weights.exists()):
             start_from(model, _start(which, recipe, seed, file, where, progress))
         return model, fit(
             model, train_set, test_set, settings=replace(which.settings, seed=seed), device=where,
@@ -402,8 +406,29 @@ def run(
         "images_per_second": images / seconds,
     }
     if results_root is not None:
-        results.write(result, results_root, force=force)
+        distributed.from_main(lambda: results.write(result, results_root, force=force))
     return result
+
+
+def _prepare(
+    recipe: Recipe, seed: int, results_root: str | os.PathLike[str] | None, file: Path | None, force: bool
+) -> None:
+    """Refuse to run again what is recorded; with ``force`` forget the checkpoint."""
+    if results_root is not None and not force:
+        path = results.path_of(recipe.id, seed, small=recipe.small, root=results_root)
+        if path.exists():
+            raise FileExistsError(f"{path} is recorded already; nothing was run (--force runs it again)")
+    if force and file is not None and not recipe.base:
+        file.unlink(missing_ok=True)
+
+
+def _load(recipe: Recipe, data: str | None, test: str | None, device: torch.device) -> tuple[Data, Data]:
+    """The sets of a recipe, or those given in their place."""
+    from payattn.data import load
+
+    if recipe.data == "imagenet" and data is not None and Path(data).is_dir():
+        return load("imagenet", root=data, device=device, test=test, **recipe.data_options)
+    return load(data or recipe.data, device=device, test=test, **recipe.data_options)
 
 
 def start_from(model: nn.Module, other: nn.Module) -> None:
@@ -501,7 +526,7 @@ def weights_of(recipe: Recipe, seed: int) -> Path:
 
 
 def _measured_on(
-    recipe: Recipe, files: Mapping[str, str], own: tuple[ImageSet, ImageSet], device: torch.device, caveat: str
+    recipe: Recipe, files: Mapping[str, str], own: tuple[Data, Data], device: torch.device, caveat: str
 ) -> dict[str, tuple[ImageSet, ImageSet]]:
     """The sets to measure on by name: the recipe's own two where it names none."""
     from payattn.data import load
@@ -511,7 +536,12 @@ def _measured_on(
             names = ", ".join(recipe.on) or "its own data"
             raise ValueError(f"{recipe.id} is not measured on {name!r}, only on {names}")
     if not recipe.on:
-        return {own[1].name: own}
+        train, test = own
+        if isinstance(train, ImageSet) and isinstance(test, ImageSet):
+            return {test.name: (train, test)}
+        if recipe.measure != "accuracy":
+            raise ValueError(f"{recipe.id} measures {recipe.measure}, which needs images in memory; leave out stream")
+        return {}
     found = {}
     for name in recipe.on:
         train, test = load(files.get(name, name), device=device, **recipe.on_options)

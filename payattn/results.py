@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from payattn import distributed
 from payattn.checkpoint import write_atomically
 
 SCHEMA = 1
@@ -40,7 +41,7 @@ KEYS = (
 - ``settings``: of ``train.Settings``.
 - ``epochs``: of ``train.History``.
 - ``final``: ``loss``, ``accuracy``, ``n`` on the test set, and with masks what ``recipes.localisation`` returns.
-- ``environment``: device, precision, threads, versions, commit and whether the code differed from it.
+- ``environment``: device, precision, threads, processes, versions, commit and whether the code differed from it.
 - ``seconds``, ``images_per_second``: of the training alone.
 """
 
@@ -298,11 +299,11 @@ def _look_up(run: Mapping[str, Any], metric: str) -> float:
 
 
 def describe(data: Any) -> dict[str, Any]:
-    """What a result says about one :class:`payattn.data.ImageSet`."""
+    """What a result says about one :class:`payattn.data.ImageSet` or :class:`payattn.data.FileSet`."""
     return {
         "name": data.name,
         "images": len(data),
-        "size": list(data.images.shape[2:]),
+        "size": list(data.size),
         "classes": len(data.classes),
         "masks": data.masks is not None,
         "digest": data.digest(),
@@ -324,6 +325,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "device": _device_name(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -4,7 +4,8 @@ Read :func:`fit` first: it is the loop.  :class:`Settings` holds every number th
 :func:`learning_rate` the schedules, :func:`evaluate` and :func:`maps_of` what is measured afterwards.
 
 The same seed gives the same curve on a CPU, bit for bit, also when the run was killed and resumed (on one
-machine, with one number of threads: sums in another order round differently).
+machine, with one number of threads: sums in another order round differently).  Started by ``torchrun`` the same
+call trains with several processes, on GPUs or machines, see :mod:`payattn.distributed`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from payattn import checkpoint as files
+from payattn import distributed
 from payattn.attention import choose, promote
-from payattn.data import Augment, ImageSet, batches
+from payattn.data import Augment, Data, batches, share_of
 from payattn.maps import device_of, frozen
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,7 +46,7 @@ class Settings:
 
     Args:
         epochs: passes over the training set.
-        batch_size: images per step.
+        batch_size: images per step, of all processes together.
         lr: learning rate at its highest (one-cycle, cosine) or at the start (the other schedules).
         optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         momentum: of SGD; Adam has its own constants and ignores it.
@@ -65,6 +67,9 @@ class Settings:
         seed: of batches, augmentation and dropout.  It does not touch the initial weights.
         amp: ``"auto"`` computes in bfloat16 where the hardware does so natively, see :func:`autocast_dtype`.
         channels_last: keep images and filters in the order N, H, W, C, which convolutions prefer.
+        sync_batch_norm: with several processes, normalise by the statistics of the whole batch, so that their number
+            does not change the result; False: each by its own slice, and the running statistics of the first process
+            are kept.  In one process it changes nothing.
 
     Raises:
         ValueError: a value outside its range, with the range; an unknown name, with the nearest one.
@@ -96,6 +101,7 @@ class Settings:
     seed: int = 0
     amp: str = "auto"
     channels_last: bool = True
+    sync_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         choose("optimizer", self.optimizer, OPTIMIZERS)
@@ -108,7 +114,7 @@ class Settings:
         for name in ("epochs", "batch_size", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        for name in ("nesterov", "reset_momentum", "drop_last", "channels_last"):
+        for name in ("nesterov", "reset_momentum", "drop_last", "channels_last", "sync_batch_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.nesterov and self.dampening:
@@ -130,7 +136,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Build settings from a dict, as read from JSON or TOML; an unknown key is an error.
+        """Build settings from a dict, as read from JSON or TOML; an unknown key is an error, a missing one the default.
 
         Example:
             >>> Settings.from_dict({"epoch": 3})
@@ -251,8 +257,8 @@ class History:
 
 def fit(
     model: nn.Module,
-    train: ImageSet,
-    test: ImageSet | None = None,
+    train: Data,
+    test: Data | None = None,
     *,
     settings: Settings | None = None,
     loss: Loss | None = None,
@@ -264,13 +270,16 @@ def fit(
 ) -> History:
     """Train a network on a set of images and return what happened.
 
+    Under ``torchrun`` all processes that call it train the network together, and all return the same, see
+    :mod:`payattn.distributed`.
+
     Args:
         model: maps images (N, 3, H, W) to logits (N, K).  It is moved to ``device``, trained in place and left in
             evaluation mode.
-        train: images, labels.
+        train: images, labels: an :class:`ImageSet`, or a :class:`payattn.data.FileSet` that is read as it is needed.
         test: measured after every epoch where given; it never influences the training.
         settings: see :class:`Settings`.
-        loss: from logits (N, K) and labels (N,) to a scalar; cross-entropy by default.
+        loss: from logits (N, K) and labels (N,) to a scalar, the mean over the batch; cross-entropy by default.
         device: ``"auto"`` is the CUDA device where there is one, else the CPU.
         checkpoint: a file that is written after every epoch.  If it exists the run continues from it, exactly as
             if it had never stopped; if it belongs to another run that is an error.
@@ -285,6 +294,7 @@ def fit(
 
     Raises:
         ValueError: unusable settings, data or checkpoint; says which.
+        ConnectionError: another process of this run has ended.
         FloatingPointError: the loss or a weight stopped being a number; the last good checkpoint stays.
 
     Example:
@@ -301,21 +311,26 @@ def fit(
     device = pick_device(device)
     if loss is not None and settings.label_smoothing:
         raise ValueError("label_smoothing belongs to the default loss; with loss=... smooth the labels there")
+    distributed.start(device)
     train, test = train.to(device), None if test is None else test.to(device)
     steps = _steps(len(train), settings)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     criterion = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     dtype = autocast_dtype(settings.amp, device)
-    with _own_randomness(device, settings.seed):
-        _check(model, train, settings)
+    with distributed.together(), _own_randomness(device, distributed.own_seed(settings.seed)):
+        few = _check(model, train, settings)
         run = Run(model, make_optimizer(model, settings), device, settings)
-        identity = _identity(model, train, settings, loss) if checkpoint else {}
-        if checkpoint and Path(checkpoint).exists():
+        identity = _identity(model, train, settings, loss) if checkpoint or distributed.size() > 1 else {}
+        distributed.same(identity, _differences)
+        if checkpoint:
             run.resume(checkpoint, identity)
+        run.network = distributed.parallel(model, few)
         with _Progress(progress, settings.epochs, steps, done=len(run.epochs)) as report:
             for epoch in range(len(run.epochs) + 1, settings.epochs + 1):
-                record = _train_epoch(run, train, epoch, steps, criterion, dtype, report)
+                with distributed.synchronised(model, settings.sync_batch_norm):
+                    record = _train_epoch(run, train, epoch, steps, criterion, dtype, report)
+                distributed.share_buffers(model)
                 if test is not None:
                     measured = evaluate(model, test)
                     record |= {"test_loss": measured["loss"], "test_accuracy": measured["accuracy"]}
@@ -332,7 +347,7 @@ def fit(
 
 def _train_epoch(
     run: Run,
-    train: ImageSet,
+    train: Data,
     epoch: int,
     steps: int,
     criterion: Loss,
@@ -340,33 +355,36 @@ def _train_epoch(
     report: _Progress,
 ) -> dict[str, Any]:
     """One pass over the training set.  Nothing is read back from the device until its end."""
-    model, settings = run.model.train(), run.settings
+    network, settings, processes = run.network.train(), run.settings, distributed.size()
     losses = torch.zeros(steps, device=run.device)
     hits = torch.zeros((), dtype=torch.int64, device=run.device)
     seen, start = 0, time.perf_counter()
     if settings.reset_momentum and epoch in settings.milestones:
         run.optimizer.state.clear()
     drawn = batches(
-        train, settings.batch_size, generator=run.generator, augment=settings.augment, drop_last=settings.drop_last
-    )
+        train, settings.batch_size, generator=run.generator, augment=settings.augment, drop_last=settings.drop_last,
+        share=(distributed.rank(), processes),
+    )  # fmt: skip
     for step, (images, labels) in enumerate(drawn):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(settings, epoch, step, steps)
         if settings.channels_last:
             images = images.to(memory_format=torch.channels_last)
         with torch.autocast(run.device.type, dtype, enabled=dtype is not None):
-            logits = model(images)
-        loss = criterion(promote(logits), labels)
+            logits = network(images)
+        whole = min(settings.batch_size, len(train) - step * settings.batch_size)
+        loss = criterion(promote(logits), labels) * (len(labels) / whole)  # the part of the mean that lies here
         run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
+        run.scaler.scale(loss * processes).backward()  # of the gradients the processes take the mean
         run.scaler.step(run.optimizer)
         run.scaler.update()
         losses[step] = loss.detach()
         hits += (logits.detach().argmax(1) == labels).sum()
-        seen += len(labels)
+        seen += whole
         report.step()
+    distributed.add_up(losses, hits)
     _check_losses(losses, epoch)
-    seconds = time.perf_counter() - start
+    seconds = distributed.from_main(lambda: time.perf_counter() - start)
     return {
         "epoch": epoch,
         "lr": learning_rate(settings, epoch, 0, steps),
@@ -410,25 +428,32 @@ class Run:
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.network = self.model  # as it is called in training, see distributed.parallel
         self.generator = torch.Generator(self.device).manual_seed(self.settings.seed)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=autocast_dtype(self.settings.amp, self.device) is torch.float16
         )
 
     def save(self, path: str | PathLike[str], identity: Mapping[str, Any]) -> None:
-        """Write everything to one file, atomically."""
+        """Write everything to one file, atomically; the first process does, for all."""
         optimizer, rest = files.pack_optimizer(self.optimizer)
-        random = {"batches": self.generator.get_state(), **_random_state(self.device)}
+        random = {"batches": self.generator.get_state()}
+        for rank, states in enumerate(distributed.gather(_random_state(self.device))):
+            random |= {f"process{rank}.{name}" if rank else name: value for name, value in states.items()}
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
         tensors |= {f"rng.{k}": v for k, v in random.items()}
         state = {"optimizer": rest, "scaler": self.scaler.state_dict(), "epochs": self.epochs}
-        files.write(path, tensors, {**identity, **state})
+        distributed.from_main(lambda: files.write(path, tensors, {**identity, **state}))
 
     def resume(self, path: str | PathLike[str], identity: Mapping[str, Any]) -> None:
-        """Take everything back from a file, if it belongs to this run."""
-        tensors, metadata = files.read(path)
-        differences = list(_differences(metadata, identity))
+        """Take everything back from a file, if there is one and it belongs to this run."""
+        found = distributed.from_main(lambda: files.read(path) if Path(path).exists() else None)
+        if found is None:
+            return
+        tensors, metadata = found
+        before = _plain(Settings.from_dict(metadata["settings"]).to_dict())  # with the defaults of younger fields
+        differences = list(_differences({**metadata, "settings": before}, identity))
         if differences:
             raise ValueError(
                 f"{path} belongs to another run: {'; '.join(differences)}. "
@@ -439,11 +464,14 @@ class Run:
         self.scaler.load_state_dict(metadata["scaler"])
         random = files.under("rng", tensors)
         self.generator.set_state(random.pop("batches"))
-        _set_random_state(self.device, random)
+        rank = distributed.rank()
+        random = files.under(f"process{rank}", random) if rank else random
+        if random:  # none for a process that was not there before: it keeps the numbers of its seed
+            _set_random_state(self.device, random)
         self.epochs = metadata["epochs"]
 
 
-def _identity(model: nn.Module, train: ImageSet, settings: Settings, loss: Loss | None) -> dict[str, Any]:
+def _identity(model: nn.Module, train: Data, settings: Settings, loss: Loss | None) -> dict[str, Any]:
     """What must be the same for a checkpoint to belong to a run."""
     name = "cross-entropy" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
     identity = {
@@ -453,7 +481,12 @@ def _identity(model: nn.Module, train: ImageSet, settings: Settings, loss: Loss 
         "shapes": {name: list(value.shape) for name, value in model.state_dict().items()},
         "loss": name,
     }
-    return dict(json.loads(json.dumps(identity)))  # as it will be read back: lists for tuples
+    return _plain(identity)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back from JSON: lists for tuples."""
+    return dict(json.loads(json.dumps(values)))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[str]:
@@ -478,6 +511,12 @@ def _steps(images: int, settings: Settings) -> int:
     if steps < 1:
         raise ValueError(f"{images} training images make no batch of {settings.batch_size}; use a smaller batch_size")
     return steps
+
+
+def _smallest(images: int, settings: Settings) -> int:
+    """Images in the smallest batch, of all processes together."""
+    rest = images % settings.batch_size
+    return rest if rest and not settings.drop_last else settings.batch_size
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
@@ -515,19 +554,29 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         _set_random_state(device, before)
 
 
-def _check(model: nn.Module, train: ImageSet, settings: Settings) -> None:
-    """Find what cannot work before the first step, where the message can still be clear."""
+def _check(model: nn.Module, train: Data, settings: Settings) -> Tensor:
+    """Find what cannot work before the first step, where the message can still be clear; returns two images."""
+    processes, smallest = distributed.size(), _smallest(len(train), settings)
     norm = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
-    if norm and not settings.drop_last and len(train) % settings.batch_size == 1:
+    parts = 1 if settings.sync_batch_norm else processes
+    if norm and smallest // parts == 1 and (smallest < settings.batch_size or processes > 1):
         raise ValueError(
-            f"the last of the batches of {settings.batch_size} would hold one image, and batch norm needs two: "
+            f"the last of the batches of {settings.batch_size} would hold one image"
+            f"{' per process' if parts > 1 else ''}, and batch norm needs two: "
             "use drop_last=True or another batch_size"
         )
+    if smallest < processes:
+        raise ValueError(
+            f"a batch of {smallest} image{'s' if smallest > 1 else ''} is too small for {processes} processes: "
+            "use drop_last=True, another batch_size or fewer processes"
+        )
     with torch.no_grad():
-        _check_logits(model.eval()(train.images[:2]), train)
+        images, _ = next(batches(train.subset(slice(0, 2)), 2))
+        _check_logits(model.eval()(images), train)
+    return images
 
 
-def _check_logits(logits: Any, data: ImageSet) -> None:
+def _check_logits(logits: Any, data: Data) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must map images (N, 3, H, W) to logits (N, K), got {got}")
@@ -561,12 +610,14 @@ def _check_finite(model: nn.Module, epoch: int, steps: int) -> None:
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """``"auto"`` is the CUDA device where there is one, else the CPU; anything else is taken as it is.
 
+    Under ``torchrun`` each process has a CUDA device of its own, also for ``"cuda"``.
+
     Example:
         >>> pick_device("cpu")
         device(type='cpu')
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto" or (str(name) == "cuda" and torch.cuda.is_available()):
+        name = distributed.device_here()
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -607,13 +658,16 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[str, Any]:
+def evaluate(model: nn.Module, data: Data, batch_size: int | None = None) -> dict[str, Any]:
     """Mean cross-entropy and accuracy of a network on a set, in evaluation mode and full precision.
+
+    Several processes share the work and all get the whole result, so all must call it.
 
     Args:
         model: maps images (N, 3, H, W) to logits (N, K); its mode is left as found.
         data: images and labels; batches are moved to where the model is.
-        batch_size: images at a time; it does not change the result beyond rounding.
+        batch_size: images at a time; it does not change the result beyond rounding.  500 where none is given, and
+            100 of a set that is read from files.
 
     Returns:
         ``loss`` (nats), ``accuracy`` (0 to 1) and ``n`` (images).
@@ -632,21 +686,24 @@ def evaluate(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[st
     loss = torch.zeros((), dtype=torch.float64, device=device)
     hits = torch.zeros((), dtype=torch.int64, device=device)
     with frozen(model, gradients=False):
-        _check_logits(model(data.images[:1].to(device)), data)
-        for images, labels in batches(data, batch_size):
+        first, _ = next(batches(data.subset(slice(0, 1)), 1))
+        _check_logits(model(first.to(device)), data)
+        own = data.subset(share_of(len(data), distributed.rank(), distributed.size()))
+        for images, labels in batches(own, batch_size or data.at_once):
             logits, labels = promote(model(images.to(device))), labels.to(device)
             loss += F.cross_entropy(logits, labels, reduction="sum").double()
             hits += (logits.argmax(1) == labels).sum()
+        distributed.add_up(loss, hits)
     return {"loss": loss.item() / len(data), "accuracy": hits.item() / len(data), "n": len(data)}
 
 
-def maps_of(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[str, Tensor]:
+def maps_of(model: nn.Module, data: Data, batch_size: int | None = None) -> dict[str, Tensor]:
     """The attention maps of a network over a set, in evaluation mode.
 
     Args:
         model: called as ``model(images, return_maps=True)``, it returns logits and a dict of maps.
         data: the images.
-        batch_size: images at a time.
+        batch_size: images at a time; 500 where none is given, and 100 of a set that is read from files.
 
     Returns:
         level name to (N, H, W), float32, on the CPU; an empty dict for a network without maps.
@@ -662,7 +719,7 @@ def maps_of(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[str
     """
     device, parts = device_of(model), dict[str, list[Tensor]]()
     with frozen(model, gradients=False):
-        for images, _ in batches(data, batch_size):
+        for images, _ in batches(data, batch_size or data.at_once):
             _, maps = model(images.to(device), return_maps=True)
             for level, values in maps.items():
                 parts.setdefault(level, []).append(values.float().cpu())
@@ -675,6 +732,8 @@ class _Progress(AbstractContextManager["_Progress"]):
     def __init__(self, kind: str | bool, epochs: int, steps: int, done: int) -> None:
         if kind is not False:
             kind = choose("progress", "auto" if kind is True else kind, PROGRESS)
+        if not distributed.is_main():
+            kind = False
         if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"
         self.kind = kind

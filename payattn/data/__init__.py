@@ -2,14 +2,17 @@
 
 from payattn.data.augment import Augment
 from payattn.data.files import load
-from payattn.data.images import ImageSet, batches
+from payattn.data.images import ImageSet, batches, share_of
 from payattn.data.known import CUB_PARTS
 from payattn.data.splits import balanced, held_out, per_class
+from payattn.data.stream import Data, FileSet
 from payattn.data.strokes import glyphs, noise_matrix, noisy_labels
 
 __all__ = [
     "CUB_PARTS",
     "Augment",
+    "Data",
+    "FileSet",
     "ImageSet",
     "balanced",
     "batches",
@@ -19,4 +22,5 @@ __all__ = [
     "noise_matrix",
     "noisy_labels",
     "per_class",
+    "share_of",
 ]

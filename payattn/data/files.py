@@ -6,17 +6,59 @@ import difflib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from payattn import distributed
+from payattn.data.download import cache_folder
 from payattn.data.images import ImageSet
 from payattn.data.known import KNOWN, OPTIONS, Sets
 from payattn.data.readers import class_folders, fault, read_folder, read_npz, resized
 from payattn.data.splits import balanced, held_out
+from payattn.data.stream import Data, FileSet, Moments, read_names
 from payattn.data.strokes import glyphs, noisy_labels
 
 EMBEDDED = {"glyphs": "plain", "glyphs-shift": "shift", "glyphs-fine": "fine"}
+IMAGENET: Moments = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the colours of ImageNet, in [0, 1], as the field uses them."""
+
+
+@overload
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = ...,
+    seed: int = ...,
+    n_train: int | None = ...,
+    n_test: int | None = ...,
+    size: int | tuple[int, int] | None = ...,
+    test: str | os.PathLike[str] | float | None = ...,
+    root: str | os.PathLike[str] | None = ...,
+    classes: int | None = ...,
+    variant: str | None = ...,
+    label_noise: float | Tensor = ...,
+    crop: bool | None = ...,
+    background: bool | None = ...,
+    stream: Literal[False] = ...,
+) -> tuple[ImageSet, ImageSet]: ...
+
+
+@overload
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = ...,
+    seed: int = ...,
+    n_train: int | None = ...,
+    n_test: int | None = ...,
+    size: int | tuple[int, int] | None = ...,
+    test: str | os.PathLike[str] | float | None = ...,
+    root: str | os.PathLike[str] | None = ...,
+    label_noise: float | Tensor = ...,
+    stream: Literal[True],
+) -> tuple[FileSet, FileSet]: ...
 
 
 def load(
@@ -34,7 +76,8 @@ def load(
     label_noise: float | Tensor = 0.0,
     crop: bool | None = None,
     background: bool | None = None,
-) -> tuple[ImageSet, ImageSet]:
+    stream: bool = False,
+) -> tuple[Data, Data]:
     """Load a data set as two :class:`ImageSet`: for training and for testing.
 
     =================  ======  ====================================================================================
@@ -51,11 +94,12 @@ def load(
     action40           32      4,000 and 5,532, 100 of each class in training
     scene67            32      5,360 and 1,340, the official lists
     object-discovery   32      150 and 150 at random, half of each class; masks, some of them empty
+    imagenet           224     ``root/train/CLASS/*.JPEG`` and ``root/val/CLASS/*.JPEG``; two :class:`FileSet`
     =================  ======  ====================================================================================
 
-    All but glyphs are downloaded once. CIFAR, SVHN, STL-10, CUB and Caltech are verified by their published hash.
-    For the others no hash is known with certainty: classes and images are counted, and the SHA-256 of the first
-    good copy is kept beside it. The splits at random follow ``seed``.
+    All but glyphs and imagenet are downloaded once. CIFAR, SVHN, STL-10, CUB and Caltech are verified by their
+    published hash. For the others no hash is known with certainty: classes and images are counted, and the SHA-256 of
+    the first good copy is kept beside it. The splits at random follow ``seed``.
 
     Args:
         name_or_path: a name of the table; a folder of one folder of images per class, or of ``train``
@@ -69,17 +113,20 @@ def load(
         size: side in pixels or (H, W). Glyphs are drawn so; other images are stretched to it. None is that of
             the table, or the files' own.
         test: for own files, a second file or folder to test on, or the share of each class to hold out (0.2).
-        root: folder of the downloads; else the variable PAYATTN_DATA, else ~/.cache/payattn.
+        root: folder of the downloads; else the variable PAYATTN_DATA, else ~/.cache/payattn. For imagenet the
+            folder that holds train and val; else ``imagenet`` in the folder of the downloads.
         classes: number of classes of glyphs, 2 to 10.
         variant: of glyphs; "glyphs-fine" is "glyphs" with variant "fine".
         label_noise: of the training labels, as in :func:`glyphs`; the test labels stay clean.
         crop: for cub200, cut each image to the bird's box (True); False keeps the whole image.
         background: for the Caltech sets, keep the class of images without an object (False).
+        stream: for a folder that does not fit into memory: two :class:`FileSet`, whose files are read while they are
+            needed. ImageNet always comes so.
 
     Raises:
         ValueError: for an unknown name, with the nearest; for a fault in a file, with its name and what to do;
             for an argument that does not fit the set.
-        FileNotFoundError: if a path does not exist.
+        FileNotFoundError: if a path does not exist; for imagenet it says what to put where.
         ConnectionError: if a download fails; the message names the file to place, where, and its hash.
 
     Example:
@@ -88,10 +135,12 @@ def load(
         ImageSet('glyphs', 20 images of 16 x 16, 10 classes, with masks, on cpu)
     """
     name = os.fspath(name_or_path)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    drawn, known = name in EMBEDDED, name in KNOWN
-    if test is not None and (drawn or known):
+    where = distributed.device_here() if device == "auto" else torch.device(device)
+    drawn, known, stream = name in EMBEDDED, name in KNOWN, stream or name == "imagenet"
+    if test is not None and (drawn or known or name == "imagenet"):
         raise ValueError(f"{name} has test images of its own; test= is for own files")
+    if stream and (drawn or known):
+        raise ValueError(f"{name} fits into memory; stream=True is for folders of image files")
     if not drawn and (classes is not None or variant is not None):
         raise ValueError(f"classes= and variant= are for glyphs; {name} comes as it is")
     extra = {"crop": crop, "background": background}
@@ -100,7 +149,11 @@ def load(
             del extra[option]
         elif name not in names:
             raise ValueError(f"{option}= is for {' and '.join(names)}, not for {name}")
-    if drawn:
+    sets: tuple[Data, Data]
+    if stream:
+        train, other = _streamed(name, size, test, root, seed)
+        sets = balanced(train, n_train, seed).to(where), balanced(other, n_test, seed).to(where)
+    elif drawn:
         sets = _drawn(
             name,
             variant,
@@ -112,16 +165,19 @@ def load(
             where,
         )
     else:
-        sets = KNOWN[name](root, size, seed, **extra) if known else _own(_existing(name), size, test, seed)
+        read = KNOWN[name](root, size, seed, **extra) if known else _own(_existing(name), size, test, seed)
         sets = (
-            _stretched(balanced(sets[0], n_train, seed), size).to(where),
-            _stretched(balanced(sets[1], n_test, seed), size).to(where),
+            _stretched(balanced(read[0], n_train, seed), size).to(where),
+            _stretched(balanced(read[1], n_test, seed), size).to(where),
         )
-    train = sets[0]
+    return _noisy(sets[0], label_noise, seed), sets[1]
+
+
+def _noisy(train: Data, label_noise: float | Tensor, seed: int) -> Data:
     noisy = noisy_labels(train.labels.cpu(), len(train.classes), label_noise, seed)
-    if noisy is not None:
-        train = replace(train, labels=noisy.to(where), clean_labels=train.labels)
-    return train, sets[1]
+    if noisy is None:
+        return train
+    return replace(train, labels=noisy.to(train.labels.device), clean_labels=train.labels)
 
 
 def _drawn(
@@ -150,13 +206,52 @@ def _existing(name: str) -> Path:
         return path
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"{path} does not exist; give the path of an .npz or of a folder of class folders")
-    names = [*EMBEDDED, *KNOWN]
+    names = [*EMBEDDED, *KNOWN, "imagenet"]
     near = difflib.get_close_matches(name, names, 1)
     raise ValueError(
         f"there is no data set {name!r} and no such file; "
         + (f"did you mean {near[0]!r}? " if near else "")
         + f"Known sets: {', '.join(names)}"
     )
+
+
+def _streamed(
+    name: str,
+    size: int | tuple[int, int] | None,
+    test: str | os.PathLike[str] | float | None,
+    root: str | os.PathLike[str] | None,
+    seed: int,
+) -> tuple[FileSet, FileSet]:
+    """Both sets from folders that are read as needed."""
+    if name == "imagenet":
+        path = cache_folder() / "imagenet" if root is None else Path(root).expanduser()
+        if not (path / "train").is_dir() or not (path / "val").is_dir():
+            raise FileNotFoundError(
+                f"ImageNet is not in {path}. Its licence forbids us to download it: get ILSVRC2012 from image-net.org, "
+                f"put the training images into {path}/train/CLASS/ and the validation images into {path}/val/CLASS/, "
+                "CLASS being n01440764 and so on, or name the folder that holds train and val with root=... "
+                "(--data on the command line)"
+            )
+        train, other = (replace(read_names(path / side, size, IMAGENET), name=name) for side in ("train", "val"))
+        if len(train.classes) != 1000:
+            caveat = f"{len(train.classes)} classes in place of the 1,000 of ImageNet"
+            train, other = replace(train, caveat=caveat), replace(other, caveat=caveat)
+    else:
+        path, second = _existing(name), test
+        if not path.is_dir():
+            raise fault(path, "is no folder", "stream=True reads folders of class folders; leave it out for an .npz")
+        if (split := _split_folder(path)) is not None:
+            if test is not None:
+                raise ValueError(f"{path} holds {split.name} beside train; give the path of train, or leave out test=")
+            path, second = path / "train", split
+        train = read_names(path, size)
+        if second is None or isinstance(second, (int, float)):
+            return held_out(train, 0.2 if second is None else float(second), seed)
+        other = read_names(_existing(os.fspath(second)), size)
+    if other.classes != train.classes:
+        differ = sorted(set(other.classes) ^ set(train.classes))[:6]
+        raise fault(other.root, f"its classes are not those of {train.root}: {differ}", "name the same classes in both")
+    return train, other
 
 
 def _own(

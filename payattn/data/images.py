@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from payattn.data.stream import FileSet
 
 TENSORS = ("images", "labels", "masks", "clean_labels", "boxes", "parts")
 
@@ -56,6 +59,7 @@ class ImageSet:
     clean_labels: Tensor | None = None
     boxes: Tensor | None = None
     parts: Tensor | None = None
+    at_once: ClassVar[int] = 500  # images in a batch that is only measured
 
     def __post_init__(self) -> None:
         images, shape, where = self.images, tuple(self.images.shape), f"ImageSet {self.name!r}"
@@ -152,6 +156,11 @@ class ImageSet:
             index = index.to(self.images.device)
         return self._map(lambda tensor: tensor[index])
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set on another device."""
         return self._map(lambda tensor: tensor.to(device))
@@ -187,16 +196,51 @@ class ImageSet:
                 total.update(tensor.cpu().contiguous().numpy().data)
         return total.hexdigest()
 
+    def drawn(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+        drop_last: bool,
+        share: tuple[int, int],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What :func:`batches` gives."""
+        stop = len(self) - len(self) % batch_size if drop_last else len(self)
+        order = None
+        if generator is not None:
+            order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)
+        for start in range(0, stop, batch_size):
+            part = slice(start, start + batch_size)
+            index = part if order is None else order[part]
+            images, labels = self.images[index], self.labels[index]
+            if augment is not None and generator is not None:  # the whole batch, so that every process draws the same
+                images = augment(images, generator)
+            if share[1] > 1:
+                own = share_of(len(images), *share)
+                images, labels = images[own], labels[own]
+            yield images, labels
+
+
+def share_of(n: int, which: int, of: int) -> slice:
+    """The part of n things in a row that falls to one of several processes; they differ by one at most.
+
+    Example:
+        >>> [share_of(7, which, 3) for which in range(3)]
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    return slice(n * which // of, n * (which + 1) // of)
+
 
 def batches(
-    data: ImageSet,
+    data: ImageSet | FileSet,
     batch_size: int,
     *,
     generator: torch.Generator | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     drop_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over a set in batches, drawn by index on its device.
+    """One pass over a set in batches, drawn by index on its device, or read from its files in the background.
 
     Args:
         data: the set.
@@ -204,6 +248,8 @@ def batches(
         generator: shuffles the set and drives ``augment``; None means in order, without augmentation.
         augment: changes a batch of images, such as :class:`Augment`; needs ``generator``.
         drop_last: leave out a last batch that is smaller.
+        share: (which, of how many): one slice of every batch, see :func:`share_of`. With generators in the same
+            state, the slices together are the batch.
 
     Returns:
         An iterator of (images uint8 (B, 3, H, W), labels int64 (B,)).
@@ -216,30 +262,13 @@ def batches(
         >>> data = ImageSet(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), torch.arange(5), tuple("abcde"))
         >>> [labels.tolist() for _, labels in batches(data, 2)]
         [[0, 1], [2, 3], [4]]
+        >>> [labels.tolist() for _, labels in batches(data, 4, share=(1, 2))]
+        [[2, 3], [4]]
     """
     _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     _require(
         augment is None or generator is not None,
         "augment draws random numbers: pass generator=torch.Generator().manual_seed(0) beside it",
     )
-    return _batches(data, batch_size, generator, augment, drop_last)
-
-
-def _batches(
-    data: ImageSet,
-    batch_size: int,
-    generator: torch.Generator | None,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-    drop_last: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    stop = len(data) - len(data) % batch_size if drop_last else len(data)
-    order = None
-    if generator is not None:
-        order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.images.device)
-    for start in range(0, stop, batch_size):
-        part = slice(start, start + batch_size)
-        index = part if order is None else order[part]
-        images, labels = data.images[index], data.labels[index]
-        if augment is not None and generator is not None:
-            images = augment(images, generator)
-        yield images, labels
+    _require(0 <= share[0] < share[1], f"share must be (which, of how many), counted from 0, got {share}")
+    return data.drawn(batch_size, generator, augment, drop_last, share)

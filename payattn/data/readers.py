@@ -20,6 +20,7 @@ from payattn.data.images import ImageSet
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 Size = int | tuple[int, int] | None
@@ -221,18 +222,28 @@ def decoded(source: Path | BinaryIO, name: Path | str, mode: str = "RGB", uprigh
 
     ``upright`` turns the image as its camera says. Published annotations are of the image as stored.
     """
+    return pixels_of(opened(source, name, mode, upright))
+
+
+def pixels_of(image: Image) -> Tensor:
+    """The pixels of an image, uint8 (C, H, W)."""
     import numpy as np
 
+    pixels = np.array(image)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def opened(source: Path | str | BinaryIO, name: Path | str, mode: str = "RGB", upright: bool = False) -> Image:
+    """An image file, decoded; see :func:`decoded`."""
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise ImportError("reading image files needs Pillow: pip install pillow") from error
     try:
         with Image.open(source) as image:
-            pixels = np.array((ImageOps.exif_transpose(image) if upright else image).convert(mode))
+            return (ImageOps.exif_transpose(image) if upright else image).convert(mode)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise fault(name, f"is truncated or no image ({error})", "replace or remove it") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 # ---- CIFAR -----------------------------------------------------------------------------------------------------

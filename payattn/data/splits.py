@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from payattn.data.images import ImageSet
+from payattn.data.stream import FileSet
 from payattn.data.strokes import stream
 
+Set = TypeVar("Set", ImageSet, FileSet)
 
-def _by_class(data: ImageSet, seed: int, purpose: str) -> list[Tensor]:
+
+def _by_class(data: ImageSet | FileSet, seed: int, purpose: str) -> list[Tensor]:
     """For each class the indices of its images in a random order."""
     rank = torch.rand(len(data), generator=stream(seed, purpose))
     order = rank.argsort()
@@ -17,7 +22,7 @@ def _by_class(data: ImageSet, seed: int, purpose: str) -> list[Tensor]:
     return [order[labels == k] for k in range(len(data.classes))]
 
 
-def held_out(data: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+def held_out(data: Set, share: float, seed: int = 0) -> tuple[Set, Set]:
     """Split a set: the same share of every class, chosen at random, is held out for testing.
 
     Args:
@@ -53,7 +58,7 @@ def held_out(data: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, Ima
     return data.subset(~chosen), data.subset(chosen)
 
 
-def balanced(data: ImageSet, n: int | None, seed: int = 0) -> ImageSet:
+def balanced(data: Set, n: int | None, seed: int = 0) -> Set:
     """A random subset of n images with the classes in equal numbers (to within one), in the order of ``data``.
 
     Args:
@@ -86,7 +91,7 @@ def balanced(data: ImageSet, n: int | None, seed: int = 0) -> ImageSet:
     return data.subset(torch.cat(parts).sort().values)
 
 
-def per_class(data: ImageSet, n_train: int, n_test: int | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+def per_class(data: Set, n_train: int, n_test: int | None = None, seed: int = 0) -> tuple[Set, Set]:
     """Split a set: so many images of every class to train on, and so many others to test on.
 
     Args:
