@@ -1,4 +1,4 @@
-"""What the chapter "Depth: why (1 + M)" states as equations and no other file tests: signals and gradients at the start."""
+"""What the chapter "Depth: why (1 + M)" states as equations and no other file tests: fresh networks."""
 
 from __future__ import annotations
 
@@ -50,15 +50,14 @@ def walked(fusion: str) -> dict[str, tuple[float, float]]:
     """Mean square of the output and squared norm of its gradient, by layer, of a fresh narrow Attention-128."""
     torch.manual_seed(0)
     net: Any = create("attention-128", width=0.25, fusion=fusion).train()
-    x, found = net.stem(net.normalize(0.5 + 0.25 * drawn(12, 3, 32, 32))), {}
+    x, found = net.stem(net.normalize(0.5 + 0.25 * drawn(8, 3, 24, 24))), {}
     for stage in net.stages:
         for name, layer in net.get_submodule(stage).named_children():
             x = found[f"{stage}.{name}"] = layer(x)
-    loss = F.cross_entropy(net.head(net.norm(x).mean((2, 3))), torch.arange(12) % 10)
+    loss = F.cross_entropy(net.head(net.norm(x).mean((2, 3))), torch.arange(8))
     gradients = torch.autograd.grad(loss, list(found.values()))
     return {
-        name: (mean_square(x), g.square().sum().item())
-        for (name, x), g in zip(found.items(), gradients, strict=True)
+        name: (mean_square(x), g.square().sum().item()) for (name, x), g in zip(found.items(), gradients, strict=True)
     }
 
 
@@ -145,7 +144,7 @@ def test_the_share_of_the_identity_path_is_that_of_the_formula(fusion: str) -> N
     torch.manual_seed(0)
     net: Any = create("attention-56", width=0.25, fusion=fusion, modules=(0, 0, 5)).train()
     with torch.no_grad():
-        x = net.stage2(net.stage1(net.stem(net.normalize(0.5 + 0.25 * drawn(12, 3, 32, 32)))))
+        x = net.stage2(net.stage1(net.stem(net.normalize(0.5 + 0.25 * drawn(8, 3, 24, 24)))))
         path = x = net.stage3.unit1(x)
         for k, level in enumerate(net.levels, 1):
             parts = net.get_submodule(level).branches(x)
