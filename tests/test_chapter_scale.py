@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from payattn import cost
 from payattn.check.scale import combined_gradient, combined_variance, convolution_work, pca_jitter, recompute_peak
+from payattn.data.augment import jittered
 from payattn.models import create
 from payattn.residual import AttentionModule, MaskScale, preactivation_unit
 from payattn.train import Settings, learning_rate, make_optimizer
@@ -141,6 +141,7 @@ def test_colours_move_along_the_axes_by_hand() -> None:
     vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     moved = pca_jitter(image, vectors, torch.tensor([0.2175, 0.0188, 0.0045]), torch.tensor([[0.1, 0.0, 0.0]]))
     assert moved.flatten().tolist() == pytest.approx([0.48766, 0.38737, 0.28731], abs=1e-5)
+    torch.testing.assert_close(jittered(image, torch.tensor([[0.1, 0.0, 0.0]])), moved)
 
 
 @settings(max_examples=25, deadline=None)
@@ -166,8 +167,3 @@ def test_a_plain_average_of_uneven_parts_is_not_the_gradient() -> None:
     gradients = torch.tensor([[1.5], [6.0]])
     assert combined_gradient(gradients, torch.tensor([2.0, 1.0])).item() == 3.0
     assert gradients.mean().item() == 3.75
-
-
-def test_a_crop_has_its_area_and_its_ratio() -> None:
-    w, h = math.sqrt(0.5 * 500 * 375 * 4 / 3), math.sqrt(0.5 * 500 * 375 * 3 / 4)
-    assert (round(w), round(h)) == (354, 265)
