@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from payattn.data import ImageSet
+    from payattn.data import Data, FileSet, ImageSet
 
 
 MEASURED_ON = "the test part of a known set, or the whole of an .npz or a folder"
@@ -71,6 +71,8 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
 def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of train or save_weights")
     command.add_argument("--data", metavar="DATA", required=True, help=MEASURED_ON)
+    command.add_argument("--size", type=int, metavar="PIXELS", help="of imagenet or a folder: read its files as they "
+                         "are needed and cut out the middle, so large")  # fmt: skip
     _machine_arguments(command)
 
 
@@ -215,7 +217,7 @@ def evaluate(given: argparse.Namespace) -> int:
     from payattn.train import pick_device
 
     model, device = checkpoint.load_model(given.weights), pick_device(given.device)
-    data = _measured_on(given, str(device))
+    data: Data = _measured_on(given, str(device)) if given.size is None else _streamed(given, str(device))
     model.to(device)
     _report({**measure(model, data), **localisation(model, data)}, results.describe(data))
     return 0
@@ -233,19 +235,35 @@ def _report(final: dict[str, Any], data: dict[str, Any]) -> None:
 
 def _measured_on(given: argparse.Namespace, device: str) -> ImageSet:
     """The test part of a known set, or all of the user's own images; their classes must be those of the weights."""
-    from payattn import checkpoint
     from payattn.data import load
 
     path = Path(given.data)
     whole = path.is_file() or (path.is_dir() and not (path / "train").is_dir())
     data = load(given.data, device=device, test=given.data if whole else None)[1]
+    _check_classes(given, data)
+    return data
+
+
+def _streamed(given: argparse.Namespace, device: str) -> FileSet:
+    """The test part of ImageNet or of a folder, read while it is measured."""
+    from payattn.data import load
+
+    path = Path(given.data)
+    whole = path.is_dir() and not (path / "train").is_dir()
+    data = load(given.data, device=device, test=given.data if whole else None, stream=True, size=given.size)[1]
+    _check_classes(given, data)
+    return data
+
+
+def _check_classes(given: argparse.Namespace, data: Data) -> None:
+    from payattn import checkpoint
+
     trained = checkpoint.read(given.weights)[1].get("data", {}).get("classes", list(data.classes))
     if trained != list(data.classes):
         raise ValueError(
             f"{given.weights} was trained on the classes {', '.join(trained)}; "
             f"{given.data} has {', '.join(data.classes)}: the same ones are needed, in the same order"
         )
-    return data
 
 
 def maps(given: argparse.Namespace) -> int:

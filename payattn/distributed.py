@@ -120,7 +120,7 @@ def start(device: torch.device) -> None:
             raise ValueError(f"each process needs its own CUDA device, got {device} for one of several; "
                              "use device='auto' or 'cuda'")  # fmt: skip
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     atexit.register(_leave)
 
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from payattn import generalize, localize, noise, query, robust
+from payattn import distributed, generalize, localize, noise, query, robust
 from payattn import maps as map_methods
-from payattn.data import ImageSet, balanced, batches
+from payattn.data import ImageSet, balanced, batches, share_of
 from payattn.models import ResidualAttentionNetwork
 from payattn.residual import Branches
 from payattn.train import evaluate, maps_of
@@ -316,13 +316,17 @@ def top_5(model: nn.Module, on: On, options: Mapping[str, Any], network: Network
     """
     found: Measured = {}
     for name, (_, test) in on.items():
-        ranks = []
+        device = map_methods.device_of(model)
+        wrong = torch.zeros(2, dtype=torch.int64, device=device)
+        own = test.subset(share_of(len(test), distributed.rank(), distributed.size()))
         with map_methods.frozen(model, gradients=False):
-            for images, labels in batches(test, 250):
-                logits = model(images.to(map_methods.device_of(model))).float().cpu()
-                ranks.append((logits > logits.gather(1, labels[:, None].cpu())).sum(1))
-        rank = torch.cat(ranks)
-        found[name] = {"centre crop": {f"top-{k} error": (rank >= k).double().mean().item() for k in (1, 5)}}
+            for images, labels in batches(own, test.at_once):
+                logits = model(images.to(device)).float()
+                above = (logits > logits.gather(1, labels[:, None].to(device))).sum(1)
+                wrong += torch.stack([(above >= k).sum() for k in (1, 5)])
+        distributed.add_up(wrong)
+        one, five = (wrong.double() / len(test)).tolist()
+        found[name] = {"centre crop": {"top-1 error": one, "top-5 error": five}}
     return found
 
 

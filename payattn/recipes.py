@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,6 +46,8 @@ PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
 MEASURED = (
     "accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "response", "top-5", "wrong-labels",
 )  # fmt: skip
+BY_BATCHES = ("accuracy", "top-5")
+"""What is measured batch by batch, so that the images need not be in memory."""
 TAGS = ("code", "review", "recall-hi", "recall-med")
 """Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
 
@@ -319,6 +321,7 @@ def build(recipe: Recipe, seed: int, train: Data) -> nn.Module:
         return create(recipe.model, len(train.classes), **{**scale, **recipe.options})
 
 
+@distributed.together()
 def run(
     recipe: Recipe,
     seed: int = 0,
@@ -537,11 +540,9 @@ def _measured_on(
             raise ValueError(f"{recipe.id} is not measured on {name!r}, only on {names}")
     if not recipe.on:
         train, test = own
-        if isinstance(train, ImageSet) and isinstance(test, ImageSet):
-            return {test.name: (train, test)}
-        if recipe.measure != "accuracy":
+        if recipe.measure not in BY_BATCHES and not (isinstance(train, ImageSet) and isinstance(test, ImageSet)):
             raise ValueError(f"{recipe.id} measures {recipe.measure}, which needs images in memory; leave out stream")
-        return {}
+        return {test.name: cast(tuple[ImageSet, ImageSet], (train, test))}
     found = {}
     for name in recipe.on:
         train, test = load(files.get(name, name), device=device, **recipe.on_options)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from payattn import checkpoint, cli, distributed, recipes
-from payattn.data import Augment, FileSet, ImageSet, glyphs
+from payattn.data import Augment, FileSet, ImageSet, batches, glyphs
 from payattn.models import create
 from payattn.train import Settings, evaluate, fit
 
@@ -384,6 +384,19 @@ def test_a_checkpoint_from_before_the_new_fields_continues(tmp_path: Path) -> No
     checkpoint.write(path, tensors, metadata)
     again = fit(Net(), stripes(16), epochs=1, batch_size=8, augment=AUGMENT, checkpoint=path, **FIT)
     assert again.epochs == history.epochs
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_slices_of_all_processes_are_the_batches_of_one(processes: int) -> None:
+    def drawn(which: int, of: int) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(3)
+        return list(batches(stripes(20), 8, generator=generator, augment=AUGMENT, share=(which, of)))
+
+    parts = [drawn(which, processes) for which in range(processes)]
+    for whole, *slices in zip(drawn(0, 1), *parts, strict=True):
+        assert max(len(labels) for _, labels in slices) - min(len(labels) for _, labels in slices) <= 1
+        for k in range(2):
+            assert torch.equal(torch.cat([one[k] for one in slices]), whole[k])
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from payattn import recipes, results
+from payattn import cli, recipes, results
 from payattn.data import Augment, FileSet, ImageSet, balanced, batches, held_out, load, per_class
 from payattn.data.augment import crops, jittered
 from payattn.data.stream import middle, part, read_names
@@ -68,9 +68,9 @@ def test_files_of_any_size_come_out_as_batches_of_one(data: FileSet) -> None:
 
 def test_a_test_image_is_scaled_to_eight_sevenths_and_its_middle_cut_out_as_torchvision_does() -> None:
     transforms = pytest.importorskip("torchvision.transforms.functional")
-    for k, (width, height) in enumerate([*SIZES, (500, 375), (257, 256), (301, 999)]):
+    for k, (width, height) in enumerate([*SIZES, (250, 187), (129, 128), (151, 499)]):
         image = picture(width, height, k)
-        for size in (14, 21, 224):
+        for size in (14, 21, 56):
             scaled = transforms.resize(image, round(size * 8 / 7), transforms.InterpolationMode.BILINEAR)
             wanted = transforms.center_crop(scaled, size)
             assert np.array_equal(np.array(middle(image, (size, size))), np.array(wanted)), (width, height, size)
@@ -354,9 +354,7 @@ def test_load_reads_a_folder_as_a_stream_and_imagenet_from_its_root(folder: Path
     assert train.caveat == "2 classes in place of the 1,000 of ImageNet"
 
 
-def test_a_recipe_on_imagenet_takes_the_folder_given_and_records_the_run(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipes" / "paper").mkdir(parents=True)
-    (tmp_path / "recipes" / "paper" / "large.toml").write_text("""
+LARGE = """
 title = "large"
 [rows.tiny]
 model = "attention-56-imagenet"
@@ -364,16 +362,36 @@ data = "imagenet"
 data_options = { size = 33 }
 options = { width = 0.03125 }
 settings = { epochs = 1, batch_size = 7, amp = "off", augment = { crop = 0.08, flip = "random", pca = 0.1 } }
-""")
-    recipe = recipes.get("large/tiny", root=tmp_path / "recipes")
-    result = recipes.run(recipe, data=str(folder), results_root=tmp_path / "results", device="cpu", progress=False)
+measure = "top-5"
+"""
+
+
+def test_the_command_trains_and_measures_on_the_folder_of_imagenet(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipes" / "paper").mkdir(parents=True)
+    (tmp_path / "recipes" / "paper" / "large.toml").write_text(LARGE)
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    given = ["--data", str(folder), "--device", "cpu"]
+    assert cli.main(["train", "large/tiny", *given]) == 0
+    result = results.read(tmp_path / "results" / "paper" / "large" / "tiny" / "seed0.json")
     assert result["data"]["test"] | {"digest": ""} == {
         "name": "imagenet", "images": 14, "size": [33, 33], "classes": 2, "masks": False, "digest": "",
         "caveat": "2 classes in place of the 1,000 of ImageNet",
     }  # fmt: skip
     assert result["settings"]["augment"] == asdict(Augment(flip="random", crop=0.08, pca=0.1))
-    with pytest.raises(FileNotFoundError, match=r"ImageNet is not in .*nothing"):
-        load("imagenet", root=tmp_path / "nothing")
+    assert result["model"]["options"]["mean"] == [0.485, 0.456, 0.406]
+    measured = result["final"]["measured"]["imagenet"]["centre crop"]
+    assert measured == {"top-1 error": pytest.approx(1 - result["final"]["accuracy"]), "top-5 error": 0.0}
+    capsys.readouterr()
+    weights = str(tmp_path / "runs" / "paper" / "large" / "tiny" / "seed0.safetensors")
+    assert cli.main(["evaluate", weights, *given, "--size", "33"]) == 0
+    assert f"test accuracy {result['final']['accuracy']:.4f}" in capsys.readouterr().out
+    assert cli.main(["train", "large/tiny", "--force", "--device", "cpu", "--data", str(tmp_path / "runs")]) == 2
+    assert "ImageNet is not in" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="measures attack, which needs images in memory"):
+        recipes.run(replace(recipes.get("large/tiny"), measure="attack"), data=str(folder), results_root=None)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
