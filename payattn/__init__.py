@@ -50,6 +50,7 @@ _MODULES = (
     "results",
     "robust",
     "train",
+    "transfer",
     "widgets",
 )
 __all__ = sorted([*_HOME, *_MODULES])

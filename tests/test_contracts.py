@@ -19,7 +19,10 @@ from payattn.models import create, list_models
 
 NAMES = list_models()
 ATTENTION = [name for name in NAMES if "-att" in name]  # with levels, a query and their options
-REPRESENTATIVE = ["vgg-gap", "vgg-pan", "vgg-att3-indep-additive", "rn-164", "rn-164-att2-concat-dp", "attention-56"]
+REPRESENTATIVE = [
+    "vgg-gap", "vgg-pan", "vgg-att3-indep-additive", "rn-164", "rn-164-att2-concat-dp", "attention-56", "wrn-10-1",
+    "nin-thin",
+]  # fmt: skip
 RESIDUAL = ("attention-", "attentionnext-", "attentioninception-")  # Residual Attention Networks
 
 
@@ -30,6 +33,8 @@ def small(name: str) -> dict[str, Any]:
         if name.endswith("-imagenet"):
             return shallow | {"width": 0.125 if "inception" in name else 0.03125}
         return shallow | {"width": 0.125, "stem": 4}
+    if name.startswith("wrn-"):
+        return {"width": 0.125}
     return {"width": 0.125, "depth": 11} if name.startswith("rn-") else {"width": 0.05}
 
 
@@ -39,8 +44,8 @@ def tiny(name: str, *, seed: int = 0, **options: Any) -> Any:
 
 
 def softmax_levels(name: str) -> tuple[str, ...]:
-    """Levels whose map sums to one; a class activation map does not, nor do masks of sigmoids."""
-    levels: tuple[str, ...] = () if name.startswith(RESIDUAL) else tiny(name).levels
+    """Levels whose map sums to one; class activation maps, masks of sigmoids and activation maps do not."""
+    levels: tuple[str, ...] = () if name.startswith((*RESIDUAL, "wrn-", "nin-")) else tiny(name).levels
     return {"vgg-gap": (), "vgg-pan": ("layer13",)}.get(name, levels)
 
 
@@ -93,6 +98,8 @@ def test_any_height_and_width_goes(name: str) -> None:
         if name.endswith("-imagenet"):  # a strided convolution and a pool come first
             height, width = (max(1, -(-side // 2) // 2) for side in (height, width))
         shapes = [(-(-height // k), -(-width // k)) for k in (1, 2, 4)][-len(maps) :] if maps else []
+        if name.startswith("nin-"):  # its pools round down
+            shapes = [(max(1, height // k), max(1, width // k)) for k in (1, 2, 4)]
         assert [tuple(a.shape[1:]) for a in maps.values()] == shapes
 
 
@@ -295,6 +302,8 @@ DEAD: list[tuple[str, str, dict[str, str], str]] = [
     ("branches.layer*.layer*.0.bias", "vgg-att3-concat-dp", {"queries": "separate"}, BIAS),
     ("branches.layer7.fc1.1.bias", "vgg-att3-concat-dp", {"queries": "separate"}, BIAS),
     *[(f"branches.*.{layer}", "vgg-att3-concat-pc", {"queries": "separate"}, CANCELS) for layer in OWN_BRANCH],
+    ("group*.conv*.bias", "nin-wide", {}, BIAS),
+    ("group*.conv*.bias", "nin-thin", {}, BIAS),
     ("layer.0.bias", "rn-164-att*", {}, BIAS),
     ("fc1.1.bias", "rn-164-att-control", {}, BIAS),
     *[(branch, "rn-164-att2-concat-pc", {"norm": "softmax"}, CANCELS) for branch in RESIDUAL_BRANCH],

@@ -1,4 +1,4 @@
-"""The networks by the papers' names: VGG, VGG-GAP, VGG-PAN, VGG-att, RN-164, RN-164-att2; Attention-56 to -452.
+"""The networks by the papers' names: VGG, VGG-att, RN-164 and their kin; Attention-56 to -452; WRN-16-1 and NIN.
 
 ``create("vgg-att2-concat-pc", classes=10)`` builds one; ``list_models("*att2*")`` lists them. Every model takes
 images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits (N, C);
@@ -6,7 +6,7 @@ images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits 
 ``model.features(images)`` what its last linear layer sees.
 
 ``colour`` holds the first layers, ``base`` what the networks share, ``vgg`` and ``resnet`` the networks of Learn To Pay
-Attention, ``residual`` those of the Residual Attention Network.
+Attention, ``residual`` those of the Residual Attention Network, ``wide`` and ``nin`` those of Attention Transfer.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from payattn.models.colour import (
     to_yuv,
     unit_range,
 )
+from payattn.models.nin import NIN, THIN, WIDE
 from payattn.models.residual import CIFARAttention, ImageNetAttention, ResidualAttentionNetwork
 from payattn.models.resnet import PreActResNet, ResidualTrunk, ResNetAttention
 from payattn.models.vgg import LAYERS, LEVELS, VGG, VGGGAP, VGGPAN, WIDTHS, QueryBranch, Trunk, VGGAttention, shrink
+from payattn.models.wide import WideBlock, WideResNet
 from payattn.residual import Bottleneck
 
 __all__ = [
-    "COLOURS", "LAYERS", "LEVELS", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck", "CIFARAttention",
-    "ConvBlock", "ImageNetAttention", "Maps", "Normalize", "PreActResNet", "QueryBranch", "ResNetAttention",
-    "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "YUVLocalContrast", "class_activation",
-    "colour_statistics", "create", "first_layer", "list_models", "local_contrast", "multiply_adds", "pool",
-    "scale_gradient", "shrink", "to_yuv", "unit_range",
+    "COLOURS", "LAYERS", "LEVELS", "NIN", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck",
+    "CIFARAttention", "ConvBlock", "ImageNetAttention", "Maps", "Normalize", "PreActResNet", "QueryBranch",
+    "ResNetAttention", "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "WideBlock", "WideResNet",
+    "YUVLocalContrast", "class_activation", "colour_statistics", "create", "first_layer", "list_models",
+    "local_contrast", "multiply_adds", "pool", "scale_gradient", "shrink", "to_yuv", "unit_range",
 ]  # fmt: skip
 
 
@@ -67,6 +69,11 @@ def _registry() -> dict[str, Callable[..., Classifier]]:
     for name, unit in (("attention", "preact"), ("attentionnext", "resnext"), ("attentioninception", "inception")):
         for depth in (56,) if unit == "inception" else (56, 92):
             models[f"{name}-{depth}-imagenet"] = partial(ImageNetAttention, depth=depth, unit=unit)
+    for depth, widen in ((10, 1), (16, 1), (16, 2), (40, 1), (40, 2)):
+        models[f"wrn-{depth}-{widen}"] = partial(WideResNet, depth=depth, widen=widen)
+    for name, channels in (("nin-wide", WIDE), ("nin-thin", THIN)):
+        models[name] = partial(NIN, channels=channels, bn=True)
+        models[f"{name}-nobn"] = partial(NIN, channels=channels, bn=False)
     return models
 
 
@@ -90,8 +97,8 @@ def create(name: str, classes: int = 10, **options: Any) -> Classifier:
         name: one of ``list_models()``.
         classes: number of classes C.
         options: arguments of the network's class, such as ``width=0.125`` for a CPU, ``dropout=0`` or
-            ``norm="sigmoid-sum"`` (see ``VGGAttention``, ``VGGPAN``, ``ResNetAttention``, ``CIFARAttention`` and
-            ``ImageNetAttention``).
+            ``norm="sigmoid-sum"`` (see ``VGGAttention``, ``VGGPAN``, ``ResNetAttention``, ``CIFARAttention``,
+            ``ImageNetAttention``, ``WideResNet`` and ``NIN``).
 
     Returns:
         The network, in training mode. Its ``spec`` holds name, classes and options, so that a checkpoint can

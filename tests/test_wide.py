@@ -1,0 +1,240 @@
+"""The networks of Attention Transfer: wide residual networks, network in network, ResNet-18 and -34.
+
+Golden check 10 of the specification of Attention Transfer.  What must hold for every registered network alike stands
+in ``test_contracts.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from payattn import cost
+from payattn.models import NIN, WideBlock, WideResNet, create, list_models
+from payattn.models.nin import THIN, WIDE, mean_pool
+from payattn.transfer import activation_map
+
+HALF = tuple(c // 2 for c in WIDE)
+# parameters for 10 classes, with the means and variances of batch norm, for 100 classes; convolutions; multiply-adds
+WRN = {
+    "wrn-16-1": (175_066, 175_994, 180_916, 15, 26.66),
+    "wrn-16-2": (691_674, 693_498, 703_284, 16, 101.11),
+    "wrn-40-1": (563_930, 566_650, 569_780, 39, 83.28),
+    "wrn-40-2": (2_243_546, 2_248_954, 2_255_156, 40, 327.60),
+    "wrn-10-1": (77_850, 78_330, 83_700, 9, None),
+}
+
+
+def pictures(n: int = 2, height: int = 16, width: int = 16, seed: int = 1) -> Tensor:
+    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return create(name, 5, **({"width": 0.25} | options)).eval()
+
+
+@functools.cache
+def bare(name: str, classes: int = 10, **options: Any) -> Any:
+    with torch.device("meta"):
+        return create(name, classes, **options).eval()
+
+
+# Wide residual networks
+
+
+@pytest.mark.parametrize("name", WRN)
+def test_golden_10_counts_of_wide_residual_networks(name: str) -> None:
+    ten, with_buffers, hundred, convolutions, millions = WRN[name]
+    model = bare(name)
+    assert cost.parameters(model) == ten
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert ten + sum(2 * norm.num_features for norm in norms) == with_buffers
+    assert cost.parameters(bare(name, 100)) == hundred
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convolutions
+    if millions is not None:
+        assert cost.multiply_adds(model, 3, 32, 32) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize(("name", "k"), [("wrn-16-1", 1), ("wrn-16-2", 2), ("wrn-40-2", 2)])
+def test_golden_10_shapes_of_the_groups(name: str, k: int) -> None:
+    groups = bare(name).groups(torch.zeros(2, 3, 32, 32, device="meta"))
+    expected = [(2, 16 * k, 32, 32), (2, 32 * k, 16, 16), (2, 64 * k, 8, 8)]
+    assert [tuple(a.shape) for a in groups.values()] == expected
+
+
+def authors_block(block: Any, x: Tensor) -> Tensor:
+    """The block as the authors' code has it, without modules."""
+
+    def normalised(x: Tensor, bn: Any) -> Tensor:
+        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.1, 1e-5)
+
+    o1 = F.relu(normalised(x, block.bn0))
+    y = F.conv2d(o1, block.conv0.weight, stride=block.conv0.stride, padding=1)
+    o2 = F.relu(normalised(y, block.bn1))
+    z = F.conv2d(o2, block.conv1.weight, stride=1, padding=1)
+    if block.shortcut is None:
+        return z + x
+    return z + F.conv2d(o1, block.shortcut.weight, stride=block.conv0.stride)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [((4, 4), 1), ((4, 8), 2), ((4, 8), 1)])
+def test_the_block_is_that_of_the_authors(channels: tuple[int, int], stride: int) -> None:
+    torch.manual_seed(0)
+    block = WideBlock(*channels, stride).eval()
+    for norm in (block.bn0, block.bn1):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight)
+    x = torch.randn(2, channels[0], 7, 6)
+    torch.testing.assert_close(block(x), authors_block(block, x))
+
+
+def test_maps_are_sums_of_squares_of_the_raw_residual_sums() -> None:
+    model, images = tiny("wrn-16-1"), pictures()
+    groups = model.groups(images)
+    assert (groups["group1"] < 0).any()
+    for name, a in model(images, return_maps=True)[1].items():
+        torch.testing.assert_close(a, groups[name].square().sum(1))
+
+
+@pytest.mark.parametrize("name", ["wrn-16-2", "nin-wide", "nin-thin-nobn"])
+def test_the_groups_are_submodules_of_these_names(name: str) -> None:
+    model, images, seen = tiny(name), pictures(), {}
+    for level in model.levels:
+        model.get_submodule(level).register_forward_hook(lambda m, i, out, level=level: seen.update({level: out}))
+    _, maps = model(images, return_maps=True)
+    assert list(seen) == list(maps) == ["group0", "group1", "group2"]
+    for level, features in seen.items():
+        assert torch.equal(activation_map(features), maps[level])
+
+
+def test_the_start_is_that_of_the_authors_code() -> None:
+    torch.manual_seed(0)
+    model: Any = WideResNet(10, depth=16, widen=2)
+    weight = model.group2[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[1])) ** 0.5, rel=0.03)
+    assert model.stem.weight.std().item() == pytest.approx((2 / 27) ** 0.5, rel=0.1)  # fan in, not fan out
+    assert model.head.bias.abs().max() == 0
+    assert model.head.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.1)
+    gammas = torch.cat([m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert 0 <= gammas.min() < 0.05
+    assert 0.95 < gammas.max() <= 1
+    assert gammas.mean().item() == pytest.approx(0.5, abs=0.05)
+    default: Any = WideResNet(10, init="default")
+    assert (default.norm.weight == 1).all()
+
+
+def test_k_may_be_a_fraction_and_is_cut() -> None:
+    widths = [a.shape[1] for a in WideResNet(10, depth=10, widen=1.3).eval().groups(pictures()).values()]
+    assert widths == [20, 41, 83]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 18}, "depth must be 6 n \\+ 4 .* got 18; nearest: 16"),
+        ({"depth": 4}, "nearest: 10"),
+        ({"widen": 0}, "widen is the factor k"),
+        ({"init": "papr"}, "did you mean 'paper'"),
+        ({"width": -1}, "width must be positive"),
+    ],
+)
+def test_a_wide_network_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WideResNet(10, **options)
+    with pytest.raises(ValueError, match="stride 2 must change"):
+        WideBlock(4, 4, 2)
+
+
+# Network in network
+
+
+@pytest.mark.parametrize(
+    ("channels", "bn", "bias", "parameters"),
+    [
+        (WIDE, True, False, 1_005_642),
+        (WIDE, True, True, 1_007_242),
+        (WIDE, False, True, 1_004_042),
+        (HALF, True, False, 256_298),
+        (HALF, False, True, 255_498),
+        (THIN, True, False, 195_546),
+        (THIN, False, True, 194_874),
+    ],
+)
+def test_golden_10_counts_of_network_in_network(
+    channels: tuple[int, ...], bn: bool, bias: bool, parameters: int
+) -> None:
+    with torch.device("meta"):
+        assert cost.parameters(NIN(10, channels=channels, bn=bn, bias=bias)) == parameters
+
+
+def test_golden_10_registered_network_in_network_and_its_shapes() -> None:
+    assert list_models("nin-*") == ["nin-wide", "nin-wide-nobn", "nin-thin", "nin-thin-nobn"]
+    assert cost.parameters(bare("nin-wide")) == 1_007_242
+    assert cost.parameters(bare("nin-thin", bias=False)) == 195_546
+    assert cost.parameters(bare("nin-thin-nobn")) == 194_874
+    shapes = [tuple(a.shape) for a in bare("nin-wide").groups(torch.zeros(2, 3, 32, 32, device="meta")).values()]
+    assert shapes == [(2, 96, 32, 32), (2, 192, 16, 16), (2, 192, 8, 8)]
+
+
+def test_network_in_network_is_what_the_specification_lists() -> None:
+    model, images = tiny("nin-wide", width=0.05), pictures(2, 32, 32)
+
+    def unit(x: Tensor, group: Any, j: int) -> Tensor:
+        conv, bn = group[3 * j], group[3 * j + 1]
+        y = F.conv2d(x, conv.weight, conv.bias, padding=conv.weight.shape[-1] // 2)
+        return F.relu(F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias))
+
+    x = model.normalize(images)
+    for g, level in enumerate(model.levels):
+        for j in range(3):
+            x = unit(x, model.get_submodule(level), j)
+        if g == 0:
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        elif g == 1:
+            x = F.avg_pool2d(x, 3, 2, ceil_mode=True)
+    logits = F.linear(F.avg_pool2d(x, 8).flatten(1), model.head.weight, model.head.bias)
+    torch.testing.assert_close(model(images), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ends"),
+    [
+        ("nin-thin", {}, True),
+        ("nin-thin-nobn", {}, False),
+        ("nin-wide", {"relu_before_pool": False}, False),
+        ("nin-thin-nobn", {"relu_before_pool": True}, True),
+    ],
+)
+def test_without_batch_norm_a_group_ends_in_a_convolution(name: str, options: dict[str, Any], ends: bool) -> None:
+    model = tiny(name, **options)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (not name.endswith("nobn"))
+    for features in model.groups(pictures()).values():
+        assert bool((features < 0).any()) != ends
+
+
+def test_the_average_pool_counts_only_what_is_there() -> None:
+    assert (mean_pool(torch.ones(1, 2, 16, 7)) == 1).all()
+    assert mean_pool(torch.ones(1, 2, 16, 7)).shape == (1, 2, 8, 3)
+    assert mean_pool(torch.ones(1, 2, 1, 2)).shape == (1, 2, 1, 1)
+
+
+def test_a_network_in_network_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="channels must be nine numbers"):
+        NIN(10, channels=(8, 8, 8))
+    with pytest.raises(ValueError, match="without BatchNorm the convolutions need a bias"):
+        NIN(10, bn=False, bias=False)
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "nin-thin"])
+def test_the_mean_of_a_class_map_is_the_logit_without_its_bias(name: str) -> None:
+    model, images = tiny(name), pictures()
+    target = torch.tensor([1, 3])
+    logit = model(images).gather(1, target[:, None])[:, 0] - model.head.bias[target]
+    torch.testing.assert_close(model.class_map(images, target).mean((1, 2)), logit)
