@@ -1245,12 +1245,13 @@ class GradientTransfer(Objective):
         if not self.beta_now:
             logits = model(images)
             return self._sum(F.cross_entropy(promote(logits), labels), {}), logits
-        x = _leaf(images)
+        norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        # first, as it moves the running statistics, which J's graph must find as they were when it was made
+        learning = model(images) if any(norm.training for norm in norms) else None
         with _batch_norm_fixed(model):
-            logits, gradient = _sensitivity(model, x, labels, create_graph=True)
+            logits, gradient = _sensitivity(model, _leaf(images), labels, create_graph=True)
             transfer = self._transfer(model, images, labels, logits, gradient)
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in model.modules()):
-            logits = model(images)
+        logits = logits if learning is None else learning
         return self._sum(F.cross_entropy(promote(logits), labels), {self.kind: transfer}), logits
 
     def _transfer(self, model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
