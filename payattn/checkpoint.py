@@ -20,6 +20,8 @@ from torch import Tensor, nn
 FORMAT = 1
 """Version of the layout; a reader refuses what it does not know."""
 
+ADAPTERS = "transfer_adapters."  # learned beside a student, for its loss alone: no part of the network
+
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader, or a crash, never sees half of it.
@@ -181,6 +183,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 
 
 def _load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    weights = {name: value for name, value in weights.items() if not name.startswith(ADAPTERS)}
     have = model.state_dict()
     faults = [f"{name} is missing from the file" for name in have if name not in weights]
     faults += [f"{name} is not in the model" for name in weights if name not in have]

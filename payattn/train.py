@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from os import PathLike
@@ -31,8 +31,9 @@ from payattn import distributed
 from payattn.attention import choose, promote
 from payattn.data import Augment, Data, batches, share_of
 from payattn.maps import device_of, frozen
+from payattn.transfer import Objective
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor] | Objective
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "step-halving", "milestones", "steps", "constant")
@@ -280,6 +281,7 @@ def fit(
         test: measured after every epoch where given; it never influences the training.
         settings: see :class:`Settings`.
         loss: from logits (N, K) and labels (N,) to a scalar, the mean over the batch; cross-entropy by default.
+            Or an :class:`~payattn.transfer.Objective`, such as ``Distill(teacher, model, layers)``, which needs more.
         device: ``"auto"`` is the CUDA device where there is one, else the CPU.
         checkpoint: a file that is written after every epoch.  If it exists the run continues from it, exactly as
             if it had never stopped; if it belongs to another run that is an error.
@@ -318,7 +320,8 @@ def fit(
     model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     criterion = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     dtype = autocast_dtype(settings.amp, device)
-    with distributed.together(), _own_randomness(device, distributed.own_seed(settings.seed)):
+    objective = criterion if isinstance(criterion, Objective) else nullcontext()
+    with objective, distributed.together(), _own_randomness(device, distributed.own_seed(settings.seed)):
         few = _check(model, train, settings)
         run = Run(model, make_optimizer(model, settings), device, settings)
         identity = _identity(model, train, settings, loss) if checkpoint or distributed.size() > 1 else {}
@@ -359,6 +362,8 @@ def _train_epoch(
     losses = torch.zeros(steps, device=run.device)
     hits = torch.zeros((), dtype=torch.int64, device=run.device)
     seen, start = 0, time.perf_counter()
+    if isinstance(criterion, Objective):
+        criterion.start_epoch(epoch, settings.epochs)
     if settings.reset_momentum and epoch in settings.milestones:
         run.optimizer.state.clear()
     drawn = batches(
@@ -371,9 +376,14 @@ def _train_epoch(
         if settings.channels_last:
             images = images.to(memory_format=torch.channels_last)
         with torch.autocast(run.device.type, dtype, enabled=dtype is not None):
-            logits = network(images)
+            if isinstance(criterion, Objective):
+                mean, logits = criterion.loss(images, labels, model=network)
+            else:
+                logits = network(images)
+        if not isinstance(criterion, Objective):
+            mean = criterion(promote(logits), labels)
         whole = min(settings.batch_size, len(train) - step * settings.batch_size)
-        loss = criterion(promote(logits), labels) * (len(labels) / whole)  # the part of the mean that lies here
+        loss = mean * (len(labels) / whole)  # the part of the mean that lies here
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss * processes).backward()  # of the gradients the processes take the mean
         run.scaler.step(run.optimizer)
@@ -473,7 +483,9 @@ class Run:
 
 def _identity(model: nn.Module, train: Data, settings: Settings, loss: Loss | None) -> dict[str, Any]:
     """What must be the same for a checkpoint to belong to a run."""
-    name = "cross-entropy" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
+    name: Any = "cross-entropy" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
+    if isinstance(loss, Objective):
+        name = loss.identity()
     identity = {
         "settings": settings.to_dict(),
         "data": {"images": len(train), "classes": train.classes, "digest": train.digest()},

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from payattn import distributed
 from payattn.attention import choose, promote
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -910,9 +911,16 @@ class Objective:
         return [] if self.adapters is None else list(self.adapters.parameters())
 
     def __enter__(self) -> Objective:
-        if self.parameters():
-            self.student.add_module("transfer_adapters", self.adapters)
+        if distributed.size() > 1 and self._alone():
+            raise ValueError(f"{self._alone()} for one process; start without torchrun")
+        if self.adapters is not None and self.parameters():
+            some = next(self.student.parameters())
+            self.student.add_module("transfer_adapters", self.adapters.to(some.device))
         return self
+
+    def _alone(self) -> str:
+        """What of this objective several processes cannot do together; empty if they can."""
+        return ""
 
     def __exit__(self, *exception: object) -> None:
         if hasattr(self.student, "transfer_adapters"):
@@ -969,6 +977,9 @@ class Distill(Objective):
 
     The teacher is read in evaluation mode without gradients, whatever modes and flags it has, and gets them back; it
     is moved to where the images are.
+
+    ``payattn.fit(student, train, loss=Distill(teacher, student, layers))`` trains the student; several processes do so
+    together where the loss is a mean over the batch and has no adapters.
 
     Args:
         teacher, student: any two networks from images to logits, without a parameter in common.
@@ -1056,6 +1067,11 @@ class Distill(Objective):
         names = ("kd", "temperature", "kd_form", "transfer", "p", "reduce", "form", "resize", "pairs")
         teacher = {"spec": getattr(self.teacher, "spec", None), "digest": _digest(self.teacher)}
         return super().identity() | {"teacher": teacher} | {name: getattr(self, name) for name in names}
+
+    def _alone(self) -> str:
+        if self.form == "paper-squared":
+            return "form='paper-squared' sums over the batch and is"
+        return "" if self.adapters is None else f"transfer={self.transfer!r} has adapters and is"
 
     def _ask(self, images: Tensor) -> Taught:
         """What the teacher says of images, all that a loss needs of it and no more."""
@@ -1236,6 +1252,9 @@ class GradientTransfer(Objective):
         names = ("kind", "form", "output_weight")
         teacher = self.teacher and {"spec": getattr(self.teacher, "spec", None), "digest": _digest(self.teacher)}
         return super().identity() | {"teacher": teacher} | {name: getattr(self, name) for name in names}
+
+    def _alone(self) -> str:
+        return "the second backward pass of GradientTransfer is"
 
     def loss(
         self, images: Tensor, labels: Tensor, *, model: nn.Module | None = None, index: Tensor | None = None

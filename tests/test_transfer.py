@@ -10,6 +10,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
+from payattn.checkpoint import load_weights
+from payattn.data import Augment, ImageSet, batches
 from payattn.models import create
+from payattn.train import fit
 from payattn.transfer import (
     Distill,
     GradientTransfer,
@@ -1037,3 +1041,114 @@ def test_at_beta_zero_a_gradient_objective_is_cross_entropy() -> None:
     student, (images, labels) = gradient_student(), pictures()
     loss, logits = GradientTransfer(student, kind="min-l2", beta=0.0).loss(images, labels)
     assert torch.equal(loss, F.cross_entropy(logits, labels))
+
+
+# With the training loop
+
+
+def small_set(n: int = 12) -> ImageSet:
+    return ImageSet(*pictures(n), classes=("a", "b", "c"))
+
+
+QUICK: dict[str, Any] = {"batch_size": 4, "lr": 0.01, "amp": "off", "progress": False}
+
+
+def test_fit_takes_an_objective_and_gives_the_same_numbers_as_a_loop_by_hand() -> None:
+    objective, data = distill(kd=0.5, beta=10.0, schedule="linear"), small_set()
+    student = copy.deepcopy(objective.student)
+    before = state_of(objective.teacher)
+    history = fit(objective.student, data, loss=objective, epochs=2, schedule="constant", **QUICK)
+    by_hand = Distill(objective.teacher, student.train(), GROUPS, kd=0.5, beta=10.0)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    generator, losses = torch.Generator().manual_seed(0), []
+    for epoch in (1, 2):
+        by_hand.beta_now = 10.0 * (1 - (epoch - 1) / 2)
+        of_epoch = []
+        for images, labels in batches(data, 4, generator=generator):
+            loss, _ = by_hand.loss(images.to(memory_format=torch.channels_last), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            of_epoch.append(loss.item())
+        losses.append(sum(of_epoch) / 3)
+    assert history.curve("loss") == pytest.approx(losses, rel=1e-4)
+    assert same_state(objective.teacher, before)
+    assert all(not part._forward_hooks for part in objective.student.modules())
+
+
+def test_fit_with_a_cache_is_fit_without_and_augmentation_is_refused() -> None:
+    data, curves = small_set(), []
+    for cached in (False, True):
+        objective = distill(kd=0.5)
+        if cached:
+            objective.cache(data)
+        curves.append(fit(objective.student, data, loss=objective, epochs=2, **QUICK).curve("loss"))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    with pytest.raises(ValueError, match="not the images of the cache"):
+        fit(objective.student, data, loss=objective, epochs=1, augment=Augment(pad=2), **QUICK)
+    assert all(not part._forward_hooks for part in objective.student.modules())
+
+
+def test_fit_trains_the_adapters_resumes_exactly_and_leaves_the_student_as_found(tmp_path: Path) -> None:
+    data, file = small_set(), tmp_path / "run.safetensors"
+    curves = []
+    for stop in (False, True):
+        objective = distill(transfer="activation", schedule="linear")
+        names, first = list(objective.student.state_dict()), objective.adapters[0].weight.detach().clone()
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                fit(objective.student, data, loss=objective, epochs=3, checkpoint=file, on_epoch=interrupt, **QUICK)
+            objective = distill(transfer="activation", schedule="linear")
+        checkpoint = {"checkpoint": file} if stop else {}
+        curves.append(fit(objective.student, data, loss=objective, epochs=3, **checkpoint, **QUICK).curve("loss"))
+        assert list(objective.student.state_dict()) == names
+        assert not torch.equal(objective.adapters[0].weight, first)
+    assert curves[0] == curves[1]
+    load_weights(wide(), file)
+    other = distill(transfer="activation", schedule="linear", beta=5.0)
+    with pytest.raises(ValueError, match=r"loss beta was 1000\.0 and is now 5\.0"):
+        fit(other.student, data, loss=other, epochs=3, checkpoint=file, **QUICK)
+
+
+def interrupt(record: dict[str, Any]) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_maps_of_the_student_come_closer_to_the_teachers() -> None:
+    data = small_set(16)
+
+    def similarity(objective: Any) -> float:
+        maps = [net.eval()(data.images, return_maps=True)[1] for net in (objective.student, objective.teacher)]
+        return sum(cosine(maps[0][g], maps[1][g]).mean().item() for g in GROUPS) / 3
+
+    ends = []
+    for beta in (0.0, 1e3):
+        objective = distill(beta=beta)
+        start = similarity(objective)
+        fit(objective.student, data, loss=objective, epochs=10, **(QUICK | {"batch_size": 8}))
+        ends.append(similarity(objective))
+    assert ends[1] > max(ends[0], start) + 0.005
+
+
+@pytest.mark.parametrize("kind", ["min-l2", "symmetry"])
+def test_fit_takes_a_gradient_objective(kind: str) -> None:
+    data, ends = small_set(), []
+    for beta in (0.0, 3.0):
+        student = gradient_student()
+        objective = GradientTransfer(student, kind=kind, beta=beta)
+        fit(student, data, loss=objective, epochs=4, **QUICK)
+        measured = GradientTransfer(student, kind=kind)
+        measured.loss(data.images, data.labels)
+        ends.append(measured.last[kind].item())
+    assert ends[1] < 0.5 * ends[0]
+
+
+def test_what_only_one_process_can_do_is_refused_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("payattn.distributed.size", lambda: 2)
+    for objective in (
+        distill(transfer="activation"), distill(form="paper-squared"), GradientTransfer(wide(), kind="min-l2")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="for one process"), objective:
+            pass
+    with distill(kd=0.5):
+        pass
