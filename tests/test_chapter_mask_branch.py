@@ -50,7 +50,9 @@ def test_the_sizes_of_the_exercise_are_those_of_the_pool(height: int, width: int
 
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 10**6))
-def test_two_matrices_of_aligned_weights_resize_as_the_package_does(h: int, w: int, high: int, wide: int, s: int) -> None:
+def test_two_matrices_of_aligned_weights_resize_as_the_package_does(
+    h: int, w: int, high: int, wide: int, s: int
+) -> None:
     a = drawn(2, 3, h, w, seed=s)
     rows, columns = aligned_weights(h, high).double(), aligned_weights(w, wide).double()
     torch.testing.assert_close(rows @ a @ columns.T, resize(a, (high, wide)), atol=1e-5, rtol=1e-5)
@@ -77,7 +79,8 @@ def test_the_head_of_the_mask_is_two_convolutions_with_norms_before_them_and_a_s
 
 
 def test_gradients_of_the_fusion_are_those_of_autograd() -> None:
-    trunk, mask, g = drawn(2, 3, 4, 5).requires_grad_(), drawn(2, 3, 4, 5, seed=1).sigmoid().requires_grad_(), drawn(2, 3, 4, 5)
+    trunk, mask, g = drawn(2, 3, 4, 5).requires_grad_(), drawn(2, 3, 4, 5, seed=1).sigmoid(), drawn(2, 3, 4, 5, seed=2)
+    mask.requires_grad_()
     found = torch.autograd.grad(((1 + mask) * trunk * g).sum(), (trunk, mask))
     torch.testing.assert_close(fusion_gradients(trunk, mask, g), found)
 

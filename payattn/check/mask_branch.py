@@ -216,7 +216,7 @@ GAIN = Exercise(
                   lambda trunk, mask, objects: _preference(mask * trunk, objects) / _preference(trunk, objects)),
         "mask alone": ("This judges the factor 1 + M alone. Where T is zero, the mask has nothing to scale.",
                        lambda trunk, mask, objects: _preference(1 + mask, objects)),
-        "fused alone": ("This is the preference of H. Divide by that of T, or the trunk's own is counted as the mask's.",
+        "fused alone": ("This is the preference of H. Divide by that of T: the trunk has one of its own.",
                         lambda trunk, mask, objects: _preference((1 + mask) * trunk, objects)),
         "signed": ("Features have signs that cancel in the sums. Take absolute values.",
                    lambda trunk, mask, objects: _signed((1 + mask) * trunk, objects) / _signed(trunk, objects)),
@@ -301,10 +301,14 @@ UNIT = Exercise(
     (),
     (7, -7, 2, 0),
     {
-        "rectified shortcut": ("The shortcut reads x itself, before BN and ReLU: its negative numbers pass.",
-                               (7, -6, 2, 3)),
-        "no ReLU": ("BN and ReLU stand before the first convolution: the two negative numbers do not enter the sum.",
-                    (1, -1, 2, -3)),
+        "rectified shortcut": (
+            "The shortcut reads x itself, before BN and ReLU: its negative numbers pass.",
+            (7, -6, 2, 3),
+        ),
+        "no ReLU": (
+            "BN and ReLU stand before the first convolution: the two negative numbers do not enter the sum.",
+            (1, -1, 2, -3),
+        ),
         "no shortcut": ("That is what the three convolutions give. Add the input.", (6, -6, 0, 3)),
         "ReLU at the end": ("Nothing stands behind the sum: this is the pre-activation unit.", (7, 0, 2, 0)),
     },
@@ -343,10 +347,14 @@ ADDITIONS = Exercise(
     (2, 5),
     {
         "skip at the top": ("There are d - 1 lateral skips: nothing is added after the last resize.", (3, 6)),
-        "trunk forgotten": ("Such code adds one tensor more: at the full size, before the head, the trunk's output.",
-                            (2, 4)),
-        "trunk only": ("Such code adds the running tensor at every scale with a skip too, not the trunk alone.",
-                       (2, 3)),
+        "trunk forgotten": (
+            "Such code adds one tensor more: at the full size, before the head, the trunk's output.",
+            (2, 4),
+        ),
+        "trunk only": (
+            "Such code adds the running tensor at every scale with a skip too, not the trunk alone.",
+            (2, 3),
+        ),
         "at every resize": ("Of d resizes the last has no lateral skip, in any reading.", (3, 5)),
         "exchanged": ("The two are exchanged: the authors' reading first.", (5, 2)),
     },
@@ -366,4 +374,3 @@ EXERCISES = {
     "stacked-modules": STACK,
     "skip-additions": ADDITIONS,
 }
-
