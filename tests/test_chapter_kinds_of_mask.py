@@ -93,6 +93,19 @@ def test_what_a_mask_forgets_gets_no_gradient() -> None:
     assert found.flatten().tolist() == pytest.approx([0.128, -0.096])
 
 
+def test_the_last_weights_get_no_gradient_along_what_the_mask_forgets() -> None:
+    along = {}
+    for kind in ("mixed", "channel", "spatial"):
+        torch.manual_seed(0)
+        branch = SoftMask(8, 1, activation=kind).double()
+        weight = branch.head[-1].weight
+        weight.data *= 10  # large logits, so that the floor of the deviation does not count
+        (gradient,) = torch.autograd.grad((drawn(3, 8, 6, 6) * branch(drawn(3, 8, 6, 6, seed=1))).sum(), weight)
+        along[kind] = (gradient * weight).sum((1, 2, 3))
+    assert along["channel"].sum().abs() < 1e-10 < along["channel"].abs().max()
+    assert along["spatial"].abs().max() < 1e-3 < along["mixed"].abs().max()
+
+
 @pytest.mark.parametrize(("channels", "side", "depth"), [(64, 32, 3), (128, 16, 2), (16, 8, 1), (8, 64, 5)])
 def test_a_unit_and_an_hourglass_cost_what_the_formulas_say(channels: int, side: int, depth: int) -> None:
     with torch.device("meta"):
