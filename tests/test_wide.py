@@ -7,7 +7,9 @@ in ``test_contracts.py``.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -15,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from payattn import cost
-from payattn.models import NIN, WideBlock, WideResNet, create, list_models
+from payattn.models import NIN, ImageNetResNet, WideBlock, WideResNet, create, list_models
 from payattn.models.nin import THIN, WIDE, mean_pool
-from payattn.transfer import activation_map
+from payattn.transfer import Distill, activation_map
 
 HALF = tuple(c // 2 for c in WIDE)
 # parameters for 10 classes, with the means and variances of batch norm, for 100 classes; convolutions; multiply-adds
@@ -238,3 +240,86 @@ def test_the_mean_of_a_class_map_is_the_logit_without_its_bias(name: str) -> Non
     target = torch.tensor([1, 3])
     logit = model(images).gather(1, target[:, None])[:, 0] - model.head.bias[target]
     torch.testing.assert_close(model.class_map(images, target).mean((1, 2)), logit)
+
+
+# ResNet-18 and ResNet-34
+
+
+def imagenet(classes: int = 1000, **options: Any) -> Any:
+    pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        return ImageNetResNet(classes, **options)
+
+
+def test_golden_10_counts_of_imagenet_networks() -> None:
+    assert cost.parameters(imagenet(depth=18)) == 11_689_512
+    assert cost.parameters(imagenet(depth=18, shortcut_bn=False)) == 11_687_720
+    assert cost.parameters(imagenet(depth=34)) == 21_797_672
+    models = pytest.importorskip("torchvision").models
+    with torch.device("meta"):  # the slip in the authors' table of depths
+        slip = cost.parameters(models.ResNet(models.resnet.BasicBlock, [3, 4, 6, 5]))
+    assert slip - 2 * (128 + 256 + 512) == 31_237_160
+    shapes = [tuple(a.shape) for a in imagenet(depth=18).stages(torch.zeros(1, 3, 224, 224, device="meta")).values()]
+    assert shapes == [(1, 64, 56, 56), (1, 128, 28, 28), (1, 256, 14, 14), (1, 512, 7, 7)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "depth", "parameters", "learning", "norms"),
+    [
+        (200, 18, 11_279_112, 11_122_056, 9_600),
+        (200, 34, 21_387_272, 21_149_064, 17_024),
+        (67, 18, 11_210_883, 11_053_827, 9_600),
+        (67, 34, 21_319_043, 21_080_835, 17_024),
+    ],
+)
+def test_golden_10_counts_of_fine_tuning(classes: int, depth: int, parameters: int, learning: int, norms: int) -> None:
+    model = imagenet(classes, depth=depth, fixed=True)
+    assert cost.parameters(model) == parameters
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == learning
+    assert cost.parameters([m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]) == norms
+
+
+def test_fixed_batch_norm_stays_in_evaluation_mode() -> None:
+    model = imagenet(5, depth=18, fixed=True).train()
+    assert model.training
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.training for m in imagenet(5, depth=18).train().modules())
+
+
+def test_distillation_reads_the_resnet_of_torchvision_by_layer_names(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    foreign, images = models.resnet18(num_classes=1000).eval(), pictures(2, 32, 32)
+    torch.save(foreign.state_dict(), tmp_path / "resnet18.pth")
+    teacher: Any = ImageNetResNet(1000, depth=18, pretrained=tmp_path / "resnet18.pth").eval()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(teacher(images), foreign((images - mean) / std))
+    student: Any = create("wrn-10-1", 1000, width=0.25)
+    for layers, of in (([("layer3", "group1"), ("layer4", "group2")], foreign), ([("layer1", "group0")], teacher)):
+        objective = Distill(of, student, layers, kd=0.5)
+        loss, _ = objective.loss(images, torch.tensor([1, 2]))
+        loss.backward()
+        assert student.group0[0].conv0.weight.grad.abs().max() > 0
+        assert all(p.grad is None for p in of.parameters())
+    with pytest.raises(ValueError, match=r"no layer 'layer5'; did you mean 'layer4'\? .*layer4 \(512, 1, 1\)"):
+        Distill(foreign, student, [("layer5", "group2")])
+    with pytest.raises(ValueError, match=r"'layer1\.0\.bn1' is changed in place"):
+        Distill(foreign, student, [("layer1.0.bn1", "group0")]).loss(images, torch.tensor([1, 2]))
+
+
+def test_weights_that_cannot_be_had_say_where_they_belong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def offline(*args: Any, **options: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(ConnectionError, match=r"fetch https://.*resnet34-.*pth and put it at .*checkpoints"):
+        ImageNetResNet(depth=34, pretrained=True)
+    with pytest.raises(FileNotFoundError, match=r"no weights at nowhere\.pth; the file is https://"):
+        ImageNetResNet(depth=18, pretrained="nowhere.pth")
+    with pytest.raises(ValueError, match="depth must be 18 or 34, got 50"):
+        ImageNetResNet(depth=50)
+    with pytest.raises(ValueError, match="BatchNorm in their shortcuts"):
+        ImageNetResNet(depth=18, pretrained=True, shortcut_bn=False)

@@ -6,7 +6,8 @@ images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits 
 ``model.features(images)`` what its last linear layer sees.
 
 ``colour`` holds the first layers, ``base`` what the networks share, ``vgg`` and ``resnet`` the networks of Learn To Pay
-Attention, ``residual`` those of the Residual Attention Network, ``wide`` and ``nin`` those of Attention Transfer.
+Attention, ``residual`` those of the Residual Attention Network, ``wide`` and ``nin`` those of Attention Transfer;
+``imagenet`` holds ResNet-18 and -34, which need torchvision and are not registered.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from payattn.models.colour import (
     to_yuv,
     unit_range,
 )
+from payattn.models.imagenet import ImageNetResNet
 from payattn.models.nin import NIN, THIN, WIDE
 from payattn.models.residual import CIFARAttention, ImageNetAttention, ResidualAttentionNetwork
 from payattn.models.resnet import PreActResNet, ResidualTrunk, ResNetAttention
@@ -41,9 +43,9 @@ from payattn.residual import Bottleneck
 
 __all__ = [
     "COLOURS", "LAYERS", "LEVELS", "NIN", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck",
-    "CIFARAttention", "ConvBlock", "ImageNetAttention", "Maps", "Normalize", "PreActResNet", "QueryBranch",
-    "ResNetAttention", "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "WideBlock", "WideResNet",
-    "YUVLocalContrast", "class_activation", "colour_statistics", "create", "first_layer", "list_models",
+    "CIFARAttention", "ConvBlock", "ImageNetAttention", "ImageNetResNet", "Maps", "Normalize", "PreActResNet",
+    "QueryBranch", "ResNetAttention", "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "WideBlock",
+    "WideResNet", "YUVLocalContrast", "class_activation", "colour_statistics", "create", "first_layer", "list_models",
     "local_contrast", "multiply_adds", "pool", "scale_gradient", "shrink", "to_yuv", "unit_range",
 ]  # fmt: skip
 
