@@ -505,6 +505,6 @@ EXERCISES = {
     "dim-all-channels": DIM_ALL,
     "two-levels": TWO_LEVELS,
     "variance-parts": VARIANCE_PARTS,
-    "hourglass-cost": HOURGLASS_COST,
+    "hourglass-in-units": HOURGLASS_COST,
     "units-to-cross": UNITS_TO_CROSS,
 }
