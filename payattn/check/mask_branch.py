@@ -370,7 +370,7 @@ EXERCISES = {
     "contrast-gain": GAIN,
     "mask-shares": SHARES,
     "unit-by-hand": UNIT,
-    "hourglass-cost": COST,
+    "mask-branch-cost": COST,
     "stacked-modules": STACK,
     "skip-additions": ADDITIONS,
 }
