@@ -129,17 +129,18 @@ def gradient_parts(model: nn.Module, images: Tensor, given: Tensor, true: Tensor
 
 
 def filter_gains(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, dict[str, Tensor]]:
-    r"""By how much each attention module lengthens the gradient of its trunk, for each image by itself.
+    r"""By how much each attention module changes the length of the gradient on its way to the trunk, image by image.
 
     .. math:: D_n = \frac{\lVert (1 + M_n) \odot g_n \rVert}{\lVert g_n \rVert},
        \qquad g = \partial \mathcal L / \partial H
 
     D lies between 1 and 2 for masks in [0, 1]. A mask that does not look where the gradient is has
-    :math:`D_n \approx \sqrt{\mathrm{mean}\,(1 + M_n)^2}`, which is given beside it as ``flat``.
+    :math:`D_n \approx \sqrt{\mathrm{mean}\,(1 + M_n)^2}`, which is given beside it as ``flat``. In a module with naive
+    fusion the factor is M in place of 1 + M.
 
     Args:
-        model: a network with attention modules (``model.levels``, ``model.masks``) and residual fusion; used in
-            evaluation mode, so that images do not touch each other.
+        model: a network with attention modules (``model.levels``, ``model.masks``); used in evaluation mode, so that
+            images do not touch each other.
         images: (N, 3, H, W).
         labels: those of the loss, (N,).
 
@@ -172,7 +173,9 @@ def filter_gains(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, 
                 hook.remove()
         gradients = torch.autograd.grad(loss, [kept[level] for level in levels])
         with torch.no_grad():
-            factors = {level: (1 + mask).flatten(1) for level, mask in model.masks(images).items()}  # type: ignore[operator]
+            masks = model.masks(images)  # type: ignore[operator]
+    naive = {level: model.get_submodule(level).fusion == "naive" for level in levels}
+    factors = {level: (mask if naive[level] else 1 + mask).flatten(1) for level, mask in masks.items()}
     return {
         level: _gain(factors[level].cpu(), gradient.flatten(1).cpu())
         for level, gradient in zip(levels, gradients, strict=True)
@@ -183,5 +186,5 @@ def _gain(factor: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     return {
         "gain": (factor * gradient).norm(dim=1) / gradient.norm(dim=1),
         "flat": factor.square().mean(1).sqrt(),
-        "contrast": factor.amax(1) / factor.amin(1),
+        "contrast": factor.amax(1) / factor.amin(1).clamp_min(1e-6),  # a naive mask may be closed
     }

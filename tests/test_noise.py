@@ -210,6 +210,17 @@ def test_the_gain_lies_between_one_and_two_and_the_factors_differ_by_less_than_t
     assert noise.filter_gains(nn.Linear(2, 2), torch.rand(1, 3, 2, 2), torch.zeros(1).long()) == {}
 
 
+def test_a_naive_module_multiplies_the_gradient_by_the_mask_alone() -> None:
+    net = small_net().eval()
+    images, labels = torch.rand(3, 3, 16, 16), torch.arange(3)
+    with torch.no_grad():
+        net.get_submodule("stage1.attention1.soft_mask.head.4").weight.zero_()  # M is one half everywhere
+    assert noise.filter_gains(net, images, labels)["stage1.attention1"]["gain"].tolist() == pytest.approx([1.5] * 3)
+    net.get_submodule("stage1.attention1").fusion = "naive"
+    found = noise.filter_gains(net, images, labels)["stage1.attention1"]
+    assert found["gain"].tolist() == found["flat"].tolist() == pytest.approx([0.5] * 3)
+
+
 def test_the_mask_of_an_image_does_not_know_its_label() -> None:
     images = torch.rand(3, 3, 16, 16)
     one, other = (noise.filter_gains(small_net(), images, labels)["stage1.attention1"]
