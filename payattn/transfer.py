@@ -283,7 +283,7 @@ def at_loss(
         >>> at_loss(torch.ones(1, 1, 2, 2), teacher)
         tensor(0.1311)
     """
-    return map_loss(_scaled_map(student, p, reduce), _scaled_map(teacher.detach(), p, reduce), form, resize)
+    return map_loss(_scaled_map(student, p, reduce), _scaled_map(teacher, p, reduce), form, resize)
 
 
 def _check_size(size: Size, batch: int) -> int:

@@ -809,9 +809,18 @@ def test_full_activations_go_through_learned_adapters_of_the_same_start() -> Non
     mine, theirs = two.student.groups(images), two.teacher.groups(images)
     transfer = sum(activation_loss(two.adapters[k](mine[g]), theirs[g]) for k, g in enumerate(GROUPS))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 1e3 * transfer)
-    state = torch.get_rng_state()
-    Distill(one.teacher, one.student, GROUPS, transfer="hint")
-    assert torch.equal(torch.get_rng_state(), state), "adapters have a seed of their own"
+
+
+def test_adapters_have_a_seed_of_their_own() -> None:
+    plain, starts = distill(), []
+    for seed, elsewhere in [(0, 1), (0, 2), (3, 1)]:
+        torch.manual_seed(elsewhere)
+        state = torch.get_rng_state()
+        made = Distill(plain.teacher, plain.student, GROUPS, transfer="activation", seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        starts.append(made.parameters()[0])
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
 
 
 def test_inside_the_block_the_adapters_belong_to_the_student() -> None:
