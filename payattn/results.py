@@ -289,12 +289,16 @@ def measured(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _look_up(run: Mapping[str, Any], metric: str) -> float:
+    """The number at a path of names; a name may hold dots, as that of a level ``stage1.attention1`` does."""
     value: Any = run
-    for key in metric.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            have = ", ".join(map(str, value)) if isinstance(value, Mapping) else "nothing"
-            raise ValueError(f"a run of {run.get('recipe', '?')} has no {metric!r}: at {key!r} there is {have}")
-        value = value[key]
+    names = metric.split(".")
+    while names:
+        have = value if isinstance(value, Mapping) else {}
+        taken = next((n for n in range(len(names), 0, -1) if ".".join(names[:n]) in have), 0)
+        if not taken:
+            known = ", ".join(map(str, have)) or "nothing"
+            raise ValueError(f"a run of {run.get('recipe', '?')} has no {metric!r}: at {names[0]!r} there is {known}")
+        value, names = have[".".join(names[:taken])], names[taken:]
     return float(value)
 
 
