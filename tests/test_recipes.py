@@ -478,5 +478,5 @@ def test_a_metric_is_found_below_a_level_whose_name_holds_a_dot() -> None:
     run = {"recipe": "p/t/r", "final": {"levels": {"stage1.attention1": {"iou": 0.25}, "stage1": {"iou": 0.5}}}}
     found = [results.summary([run], f"final.levels.{level}.iou")["mean"] for level in ("stage1.attention1", "stage1")]
     assert found == [0.25, 0.5]
-    with pytest.raises(ValueError, match="at 'stage2' there is stage1.attention1, stage1"):
+    with pytest.raises(ValueError, match=r"at 'stage2' there is stage1.attention1, stage1"):
         results.summary([run], "final.levels.stage2.attention1.iou")
