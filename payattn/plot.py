@@ -174,6 +174,7 @@ def _span(low: float, high: float) -> tuple[str, str]:
         return f"{low:.2g}", f"{high:.2g}"
     digits = 2 if gap > size / 10 else 1 - math.floor(math.log10(gap / size))
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    decimals += 0.5 * 10.0**-decimals > 0.06 * gap  # 2.5 and 10.5 need another one
     first, last = (f"{value:.{decimals}f}" for value in (low, high))
     return ("0" if float(first) == 0 else first), last
 

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import figure
 from matplotlib.text import Text
@@ -179,6 +179,7 @@ def test_two_ends_of_a_narrow_range_are_told_apart() -> None:
     low=st.floats(-1e3, 1e3, allow_subnormal=False),
     gap=st.floats(1e-6, 1e3, allow_subnormal=False),
 )
+@example(low=2.5, gap=8.0)
 def test_the_written_range_is_right_to_a_twentieth_of_its_width(low: float, gap: float) -> None:
     first, last = plot._span(low, low + gap)
     if gap > 1e-4 * max(abs(low), abs(low + gap)):

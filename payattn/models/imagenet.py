@@ -82,6 +82,13 @@ class ImageNetResNet(Classifier):
         FileNotFoundError, ConnectionError: weights that cannot be had, see ``pretrained_weights``.
 
     Source: He et al. 2016; Attention Transfer, experiments on ImageNet and fine-tuning.
+
+    Example:
+        >>> import torch
+        >>> net = ImageNetResNet(5, depth=18).eval()
+        >>> logits, maps = net(torch.rand(1, 3, 64, 64), return_maps=True)
+        >>> logits.shape, maps["layer4"].shape
+        (torch.Size([1, 5]), torch.Size([1, 2, 2]))
     """
 
     levels = STAGES
