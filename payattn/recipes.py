@@ -9,6 +9,10 @@ may set
 - ``settings``: the fields of :class:`payattn.train.Settings`,
 - ``note``: what a reader of the result must know;
 - ``start``: the recipe whose trained weights the network starts from, all but its last layer,
+- ``transfer``: what the network learns from besides its labels, the options of :class:`payattn.transfer.Distill`, or
+  with ``kind`` those of :class:`payattn.transfer.GradientTransfer`,
+- ``teacher``: the recipe whose network teaches, trained with the same seed; with ``teacher_weights = "initial"`` as it
+  was before its training,
 - ``measure`` and ``measure_options``: what is measured besides accuracy, see :mod:`payattn.measures`,
 - ``on`` and ``on_options``: the sets to measure on, where they are not the recipe's own;
 
@@ -19,6 +23,8 @@ small form over both, key by key.  The id of a row is ``<paper>/<table>/<row>``.
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -37,10 +43,12 @@ from payattn.data import Data, FileSet, ImageSet
 from payattn.localize import boxes, scores, usual_tolerance, widen
 from payattn.models import colour_statistics, create, list_models
 from payattn.train import History, Settings, autocast_dtype, evaluate, fit, maps_of, pick_device
+from payattn.transfer import GRADIENT_KINDS, Distill, GradientTransfer, Objective
 
 TABLE_KEYS = ("title", "defaults", "rows", "small")
 TRAINING_KEYS = ("model", "options", "data", "data_options", "settings")
-PART_KEYS = (*TRAINING_KEYS, "note", "start", "base", "measure", "measure_options", "on", "on_options")
+LEARNING_KEYS = ("start", "transfer", "teacher", "teacher_weights")
+PART_KEYS = (*TRAINING_KEYS, *LEARNING_KEYS, "note", "base", "measure", "measure_options", "on", "on_options")
 DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "label_noise", "stream")
 PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
 MEASURED = (
@@ -48,6 +56,9 @@ MEASURED = (
 )  # fmt: skip
 BY_BATCHES = ("accuracy", "top-5")
 """What is measured batch by batch, so that the images need not be in memory."""
+TEACHER_WEIGHTS = ("trained", "initial")
+CACHED = 2e9
+"""Bytes that what a teacher says may take in memory; where it is more, the teacher is asked for every batch."""
 TAGS = ("code", "review", "recall-hi", "recall-med")
 """Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
 
@@ -79,6 +90,9 @@ class Recipe:
     small: bool = False
     trains_small: bool = False
     start: str = ""
+    transfer: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = ""
+    teacher_weights: str = "trained"
     base: str = ""
     measure: str = "accuracy"
     measure_options: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +162,12 @@ def get(name: str, small: bool = False, root: str | os.PathLike[str] | None = No
         ValueError: there is no recipe 'glyphs/cp'; did you mean 'learn-to-pay-attention/glyphs/pc'? ...
     """
     root = folder() if root is None else Path(root)
+    found = _find(name, root)
+    return _recipe(found, small, root)
+
+
+def _find(name: str, root: Path) -> str:
+    """The whole id of a recipe."""
     every = list_recipes(root=root)
     # an id is no pattern here, though it may end one: glyphs/pc
     found = [name] if name in every else [other for other in every if other.endswith("/" + name)]
@@ -158,9 +178,7 @@ def get(name: str, small: bool = False, root: str | os.PathLike[str] | None = No
         raise ValueError(f"there is no recipe {name!r}{hint} ('payattn recipes' lists all)")
     if len(found) > 1:
         raise ValueError(f"{name!r} may be {' or '.join(map(repr, found))}; say which")
-    paper, table, row = found[0].split("/")
-    path = root / paper / f"{table}.toml"
-    return _recipe(path, found[0], row, small, root)
+    return found[0]
 
 
 @lru_cache
@@ -181,7 +199,13 @@ def _table(path: Path) -> dict[str, Any]:
     return _table_at(path, path.stat().st_mtime_ns)
 
 
-def _recipe(path: Path, name: str, row: str, small: bool, root: Path) -> Recipe:
+def _path(name: str, root: Path) -> Path:
+    return root / name.split("/")[0] / f"{name.split('/')[1]}.toml"
+
+
+def _merged(name: str, small: bool, root: Path) -> dict[str, Any]:
+    """What a row holds, with its defaults and its small form."""
+    path, row = _path(name, root), name.split("/")[2]
     table = _table(path)
     parts = [("defaults", table.get("defaults", {})), (f"rows.{row}", table["rows"][row])]
     if small:
@@ -198,6 +222,12 @@ def _recipe(path: Path, name: str, row: str, small: bool, root: Path) -> Recipe:
             choose(f"{path}: [{where}] key", key, (*PART_KEYS, "published") if where.startswith("rows.") else PART_KEYS)
             both_tables = isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping)
             merged[key] = {**merged.get(key, {}), **value} if both_tables else value
+    return merged
+
+
+def _recipe(name: str, small: bool, root: Path) -> Recipe:
+    path, row = _path(name, root), name.split("/")[2]
+    table, merged = _table(path), _merged(name, small, root)
     if "base" in merged:
         trained = _training_of(merged, f"{path}: [rows.{row}]", small, root)
         merged = {**merged, **trained}
@@ -210,6 +240,8 @@ def _recipe(path: Path, name: str, row: str, small: bool, root: Path) -> Recipe:
         merged = {"trains_small": small, **merged}
         recipe = Recipe(id=name, title=table["title"], settings=settings, small=small, **merged)
         _check(recipe)
+        if recipe.transfer or recipe.teacher:
+            recipe = _check_transfer(recipe, root)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: [rows.{row}]{' small' if small else ''}: {error}") from None
     return recipe
@@ -217,18 +249,19 @@ def _recipe(path: Path, name: str, row: str, small: bool, root: Path) -> Recipe:
 
 def _training_of(merged: Mapping[str, Any], where: str, small: bool, root: Path) -> dict[str, Any]:
     """Network, data and settings of the base; its small form where it has one and the small form is asked for."""
-    for key in TRAINING_KEYS:
+    for key in (*TRAINING_KEYS, *LEARNING_KEYS):
         if key in merged:
             raise ValueError(f"{where} sets {key}, which its base {merged['base']!r} does; leave one of them out")
     try:
         base = get(merged["base"], root=root)
-        has_small = "small" in _table(root / base.id.split("/")[0] / f"{base.id.split('/')[1]}.toml")
+        has_small = "small" in _table(_path(base.id, root))
         base = get(merged["base"], small=True, root=root) if small and has_small else base
     except ValueError as error:
         raise ValueError(f"{where}: base: {error}") from None
     if base.base:
         raise ValueError(f"{where}: base {base.id} trains nothing itself; name {base.base}")
-    fields = {key: getattr(base, key) for key in ("model", "options", "data", "data_options", "start")}
+    keys = ("model", "options", "data", "data_options", *LEARNING_KEYS)
+    fields = {key: getattr(base, key) for key in keys}
     return {**fields, "settings": base.settings.to_dict(), "base": base.id, "trains_small": base.small}
 
 
@@ -245,6 +278,89 @@ def _check(recipe: Recipe) -> None:
         choose("published tag", recipe.published.get("tag", ""), TAGS)
     with torch.device("meta"):  # builds nothing, but finds an option the network does not have
         create(recipe.model, 2, **recipe.options)
+
+
+def _check_transfer(recipe: Recipe, root: Path) -> Recipe:
+    """See that teacher and transfer fit each other and both networks; the teacher by its whole id."""
+    if not recipe.transfer:
+        raise ValueError(f"teacher is {recipe.teacher!r}, but there is no transfer; say what it teaches")
+    kind = recipe.transfer.get("kind", "")
+    if kind:
+        choose("transfer kind", kind, GRADIENT_KINDS)
+    made: type[Objective] = GradientTransfer if kind else Distill
+    given_here = ("self", "teacher", "student", "size", "seed")  # no options: they follow from recipe and run
+    names = [name for name in inspect.signature(made.__init__).parameters if name not in given_here]
+    for key in recipe.transfer:
+        choose("transfer option", key, names if kind else ["kind", *names])
+    choose("teacher_weights", recipe.teacher_weights, TEACHER_WEIGHTS)
+    if bool(recipe.teacher) != (kind in ("", "gradient")):
+        raise ValueError(f"transfer {kind or 'by Distill'!r} has no teacher; leave it out" if recipe.teacher else
+                         "transfer needs a teacher: teacher = \"TABLE/ROW\"")  # fmt: skip
+    teacher = None
+    if recipe.teacher:
+        teacher = _teacher(recipe, root)
+        recipe = replace(recipe, teacher=teacher.id)
+    with torch.device("meta"):  # finds layers and values that do not fit
+        blank = None if teacher is None else create(teacher.model, 2, **teacher.options)
+        objective(recipe, create(recipe.model, 2, **recipe.options), blank)
+    return recipe
+
+
+def _teacher(recipe: Recipe, root: Path | None = None) -> Recipe:
+    """The recipe of the teacher, which learns from labels alone and from the same images."""
+    root = folder() if root is None else root
+    name = _find(recipe.teacher, root)
+    if _merged(name, False, root).keys() & {"transfer", "teacher", "base"}:
+        raise ValueError(f"teacher {name} has a teacher or a base itself; name a recipe that learns from labels alone")
+    teacher = get(name, small=recipe.trains_small, root=root)
+    if (teacher.data, teacher.data_options) != (recipe.data, recipe.data_options):
+        raise ValueError(f"teacher {name} learns from other data than its student; give both the same")
+    return teacher
+
+
+def objective(
+    recipe: Recipe, student: nn.Module, teacher: nn.Module | None, train: Data | None = None, seed: int = 0
+) -> Objective | None:
+    """What a recipe's network learns from besides its labels; None where that is nothing.
+
+    Where no augmentation changes the images, the teacher sees each of them once: its answers are kept.
+
+    Args:
+        recipe: with ``transfer`` or without.
+        student: the network that learns.
+        teacher: for a transfer that has one.
+        train: what the student will see.
+        seed: of adapters.
+
+    Example:
+        >>> objective(get("glyphs/pc"), nn.Linear(2, 2), None) is None
+        True
+    """
+    if not recipe.transfer:
+        return None
+    options = {key: value for key, value in recipe.transfer.items() if key != "kind"}
+    if "kind" in recipe.transfer:
+        return GradientTransfer(student, teacher, kind=recipe.transfer["kind"], **options)
+    if teacher is None:
+        raise ValueError(f"{recipe.id} needs a teacher: a network of {recipe.teacher}")
+    size = (32, 32) if train is None else train.size
+    made = Distill(teacher, student, size=size, seed=seed, **options)
+    if isinstance(train, ImageSet) and recipe.settings.augment is None:
+        made.cache(train, limit=CACHED)
+    return made
+
+
+def transferred(recipe: Recipe) -> dict[str, Any]:
+    """What a result says about what its network learned from besides the labels; plain data.
+
+    Example:
+        >>> transferred(get("glyphs/pc"))
+        {}
+    """
+    if not recipe.transfer:
+        return {}
+    who = {"teacher": recipe.teacher, "teacher_weights": recipe.teacher_weights} if recipe.teacher else {}
+    return {**who, **json.loads(json.dumps(dict(recipe.transfer)))}
 
 
 def budget(name: str = "auto") -> str:
@@ -370,17 +486,25 @@ def run(
     measured_on = _measured_on(recipe, on or {}, (train_set, test_set), where, caveat)
 
     def trained(which: Recipe, weights: Path | None) -> tuple[nn.Module, History]:
-        model = build(which, seed, train_set)
+        model, taught = build(which, seed, train_set), None
         if which.start and not distributed.from_main(lambda: weights is not None and weights.exists()):
             start_from(model, _start(which, recipe, seed, file, where, progress))
+        if which.transfer:
+            master = teaching(which) if which.teacher else None
+            taught = objective(which, model, master, train_set, seed)
         return model, fit(
-            model, train_set, test_set, settings=replace(which.settings, seed=seed), device=where,
+            model, train_set, test_set, settings=replace(which.settings, seed=seed), device=where, loss=taught,
             checkpoint=weights, progress=progress,
         )  # fmt: skip
 
     def network(name: str) -> nn.Module:
         other = get(name, small=recipe.trains_small)
         return trained(other, _beside(file, recipe, other, seed))[0]
+
+    def teaching(which: Recipe) -> nn.Module:
+        if which.teacher_weights == "trained":
+            return network(which.teacher)
+        return build(_teacher(which), seed, train_set).to(where)
 
     model, history = trained(recipe, file)
     final = evaluate(model, test_set)
@@ -395,7 +519,7 @@ def run(
     dtype = autocast_dtype(recipe.settings.amp, where) or torch.float32
     seconds = sum(epoch["seconds"] for epoch in history.epochs)
     images = sum(epoch["seconds"] * epoch["images_per_second"] for epoch in history.epochs)
-    result = {
+    result: dict[str, Any] = {
         "schema": results.SCHEMA,
         "recipe": recipe.id,
         "small": recipe.small,
@@ -408,6 +532,8 @@ def run(
         "seconds": seconds,
         "images_per_second": images / seconds,
     }
+    if recipe.transfer:
+        result["transfer"] = transferred(recipe)
     if results_root is not None:
         distributed.from_main(lambda: results.write(result, results_root, force=force))
     return result
@@ -483,6 +609,7 @@ def _beside(file: Path | None, recipe: Recipe, other: Recipe, seed: int) -> Path
 
 def live(
     name: str, train: ImageSet, test: ImageSet | None = None, *, epochs: int = 4, seed: int = 0,
+    teacher: nn.Module | None = None,
     on_epoch: Callable[[nn.Module], None] | None = None, **settings: Any,
 ) -> tuple[nn.Module, History]:  # fmt: skip
     """The network of a recipe after a short training: what a chapter runs before the reader's eyes.
@@ -496,11 +623,15 @@ def live(
         test: measured after every epoch where given.
         epochs: of the training.
         seed: of weights and batches.
+        teacher: the network that teaches, trained or not, for a recipe that has one.
         on_epoch: called with the network after every epoch.
         **settings: other fields of :class:`payattn.train.Settings`; batches of 64 and a rate of 0.05 if none.
 
     Returns:
         the network, on the CPU in evaluation mode, and the history.
+
+    Raises:
+        ValueError: a recipe whose teacher is not given, or a teacher for one that has none.
 
     Example:
         >>> data = ImageSet(torch.zeros(8, 3, 8, 8).byte(), torch.arange(8) % 2, ("a", "b"))
@@ -509,10 +640,15 @@ def live(
         (False, 1)
     """
     recipe = get(name)
+    if teacher is not None and not recipe.teacher:
+        raise ValueError(f"{recipe.id} has no teacher; leave teacher= out")
+    if teacher is None and recipe.teacher:
+        raise ValueError(f"{recipe.id} needs teacher=NETWORK, such as the one of live({recipe.teacher!r}, ...)")
     net = build(recipe, seed, train)
     chosen = {"batch_size": 64, "lr": 0.05, **settings}
-    history = fit(net, train, test, settings=replace(recipe.settings, epochs=epochs, seed=seed, **chosen),
-                  progress=False,
+    recipe = replace(recipe, settings=replace(recipe.settings, epochs=epochs, seed=seed, **chosen))
+    history = fit(net, train, test, settings=recipe.settings, progress=False,
+                  loss=objective(recipe, net, teacher, train, seed),
                   on_epoch=None if on_epoch is None else lambda _: on_epoch(net))  # fmt: skip
     return net.cpu().eval(), history
 

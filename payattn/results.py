@@ -44,6 +44,10 @@ KEYS = (
 - ``environment``: device, precision, threads, processes, versions, commit and whether the code differed from it.
 - ``seconds``, ``images_per_second``: of the training alone.
 """
+OPTIONAL = ("transfer",)
+"""What a result may hold besides; ``transfer``: of what the network learned from besides its labels, with the
+``teacher``, whose recipe was trained with the same seed, see ``recipes.transferred``.
+"""
 
 
 def path_of(recipe: str, seed: int, *, small: bool = False, root: str | os.PathLike[str] = "results") -> Path:
@@ -82,7 +86,7 @@ def write(result: Mapping[str, Any], root: str | os.PathLike[str] = "results", *
     _check(result, str(path))
     if path.exists() and not force:
         raise FileExistsError(f"{path} is recorded already; nothing was changed (force=True, or --force, replaces it)")
-    ordered = {key: result[key] for key in KEYS}
+    ordered = {key: result[key] for key in (*KEYS, *OPTIONAL) if key in result}
     text = json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
     return path
@@ -106,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _check(result: Mapping[str, Any], where: str) -> None:
     missing = [key for key in KEYS if key not in result]
-    unknown = [key for key in result if key not in KEYS]
+    unknown = [key for key in result if key not in (*KEYS, *OPTIONAL)]
     if missing or unknown:
         raise ValueError(f"{where} is no result: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
     if result["schema"] != SCHEMA:

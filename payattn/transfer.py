@@ -972,6 +972,10 @@ def _fingerprints(images: Tensor) -> Tensor:
     return torch.cat([(part.long() * weights).sum(dim=1) for part in raw.split(256)])
 
 
+def _bytes(*values: Tensor | None) -> int:
+    return sum(value.numel() * value.element_size() for value in values if value is not None)
+
+
 class Distill(Objective):
     r"""Train a student on its labels and on its teacher's layers, ``L = L_KD(alpha, tau) + beta sum_j l_j``.
 
@@ -1114,7 +1118,7 @@ class Distill(Objective):
         logits = None if cache.taught.logits is None else cache.taught.logits[index].to(images.device)
         return Taught(logits, {name: kept[index].to(images.device) for name, kept in cache.taught.layers.items()})
 
-    def cache(self, images: Any, batch_size: int = 500) -> int:
+    def cache(self, images: Any, batch_size: int = 500, limit: float = float("inf")) -> int:
         """Let the teacher see a set once, and remember what it says: exact, as long as nothing augments the images.
 
         A batch is found again by its index, or by its pixels; either way each image is compared with the one that
@@ -1125,9 +1129,10 @@ class Distill(Objective):
         Args:
             images: (N, 3, H, W), uint8 or float, or a data set that has them as ``images``.
             batch_size: images at a time.
+            limit: bytes; where it would take more, nothing is kept.
 
         Returns:
-            the bytes it takes, on the teacher's device.
+            the bytes it takes, on the teacher's device; 0 where that is more than the limit.
 
         Raises:
             ValueError: no images.
@@ -1141,15 +1146,19 @@ class Distill(Objective):
         images = getattr(images, "images", images)
         if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
             raise ValueError("cache needs images (N, 3, H, W), or a data set that has them as .images")
+        self.forget()
         device = next(self.teacher.parameters(), images).device
+        parts: list[Taught] = []
         with torch.autocast(device.type, enabled=False):
-            parts = [self._ask(part.to(device)) for part in images.split(batch_size)]
+            for some in images.split(batch_size):
+                parts.append(self._ask(some.to(device)))
+                if _bytes(parts[0].logits, *parts[0].layers.values()) * len(images) > limit * len(images[:batch_size]):
+                    return 0
         logits = torch.cat([part.logits for part in parts if part.logits is not None]) if self.kd else None
         layers = {name: torch.cat([part.layers[name] for part in parts]) for name in self.pairs}
         prints, order = _fingerprints(images).to(device).sort()
         self._cache = _Cache(images, prints, order, Taught(logits, layers))
-        kept = [prints, order, *layers.values(), *([] if logits is None else [logits])]
-        return sum(value.numel() * value.element_size() for value in kept)
+        return _bytes(prints, order, logits, *layers.values())
 
     def forget(self) -> None:
         """Give the memory of the cache back; the teacher is asked for every batch again."""

@@ -6,15 +6,18 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import Module
 
 from payattn import recipes, results
 from payattn.checkpoint import load_model
-from payattn.data import ImageSet
+from payattn.data import Augment, ImageSet
 from payattn.models import list_models
-from payattn.train import Settings, learning_rate
+from payattn.train import Run, Settings, fit, learning_rate
+from payattn.transfer import Distill, GradientTransfer, Objective
 
 EVERY = recipes.list_recipes()
 TINY = """
@@ -474,10 +477,222 @@ def test_what_an_experiment_measured_is_found_by_its_only_set() -> None:
             results.measured({"recipe": "p/t/r", "final": wrong})
 
 
-
 def test_a_metric_is_found_below_a_level_whose_name_holds_a_dot() -> None:
     run = {"recipe": "p/t/r", "final": {"levels": {"stage1.attention1": {"iou": 0.25}, "stage1": {"iou": 0.5}}}}
     found = [results.summary([run], f"final.levels.{level}.iou")["mean"] for level in ("stage1.attention1", "stage1")]
     assert found == [0.25, 0.5]
     with pytest.raises(ValueError, match=r"at 'stage2' there is stage1.attention1, stage1"):
         results.summary([run], "final.levels.stage2.attention1.iou")
+
+
+# --- recipes with a teacher
+
+TAUGHT = """
+title = "taught"
+[defaults]
+model = "wrn-10-1"
+data = "glyphs"
+data_options = { n_train = 32, n_test = 12, size = 16 }
+options = { width = 0.25 }
+settings = { epochs = 3, batch_size = 8, lr = 0.05, amp = "off" }
+[rows.student]
+[rows.teacher]
+options = { width = 0.5 }
+[rows.at]
+teacher = "taught/teacher"
+transfer = { layers = ["group1", ["group0", "group2"]], beta = 100, schedule = "linear" }
+[rows.full]
+teacher = "taught/teacher"
+transfer = { layers = ["group1"], transfer = "activation", kd = 0.5 }
+[rows.untrained]
+teacher = "taught/teacher"
+teacher_weights = "initial"
+transfer = { layers = ["group1"] }
+[rows.gradient]
+teacher = "taught/teacher"
+transfer = { kind = "gradient", beta = 0.1 }
+[rows.symmetry]
+transfer = { kind = "symmetry", beta = 0.1, output_weight = 0.5 }
+[small]
+options = { width = 0.125 }
+"""
+CPU = torch.device("cpu")
+HERE: dict[str, Any] = {"device": CPU, "progress": False}
+QUIET: dict[str, Any] = {**HERE, "device": "cpu", "results_root": None}
+
+MAPS = 'title = "maps"\n[rows.at]\nbase = "taught/at"\nmeasure = "query"'
+
+
+@pytest.fixture
+def taught(tiny: Path) -> Path:
+    for name, text in (("taught", TAUGHT), ("maps", MAPS)):
+        (tiny / "recipes" / "paper" / f"{name}.toml").write_text(text)
+    return tiny
+
+
+def timeless(run: dict) -> list[dict]:
+    return [{k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in run["epochs"]]
+
+
+@pytest.mark.parametrize("row", ["at", "full", "gradient"])
+def test_a_taught_run_is_that_of_the_objective_by_hand(taught: Path, row: str) -> None:
+    recipe, weights = recipes.get(f"taught/{row}"), taught / "runs" / "paper" / "taught" / row / "seed4.safetensors"
+    made = recipes.run(recipe, 4, **QUIET | {"results_root": taught / "results"}, checkpoint=weights)
+    train, test = recipes._load(recipe, None, None, CPU)
+    teacher = load_model(taught / "runs" / "paper" / "taught" / "teacher" / "seed4.safetensors")
+    student = recipes.build(recipe, 4, train)
+    by_hand: dict[str, Objective] = {
+        "at": Distill(teacher, student, ["group1", ("group0", "group2")], beta=100, schedule="linear"),
+        "full": Distill(teacher, student, ["group1"], transfer="activation", kd=0.5, seed=4, size=(16, 16)),
+        "gradient": GradientTransfer(student, teacher, kind="gradient", beta=0.1),
+    }
+    history = fit(student, train, test, loss=by_hand[row], settings=replace(recipe.settings, seed=4), **HERE)
+    assert history.curve("loss") == pytest.approx([epoch["loss"] for epoch in made["epochs"]], rel=1e-4)
+    plain = recipes.run(recipes.get("taught/student"), 4, **QUIET)
+    assert plain["epochs"][-1]["loss"] != pytest.approx(made["epochs"][-1]["loss"], rel=3e-3)
+    assert made["model"]["parameters"] == plain["model"]["parameters"], "an adapter stayed with the student"
+    stored = results.read(results.path_of(recipe.id, 4, root=taught / "results"))
+    assert stored["transfer"] == made["transfer"]
+    assert made["transfer"]["teacher"] == "paper/taught/teacher"
+    assert "transfer" not in plain
+
+
+def test_a_transfer_without_teacher_trains_none(taught: Path) -> None:
+    weights = taught / "runs" / "paper" / "taught" / "symmetry" / "seed0.safetensors"
+    made = recipes.run(recipes.get("taught/symmetry"), 0, **QUIET, checkpoint=weights)
+    assert made["transfer"] == {"kind": "symmetry", "beta": 0.1, "output_weight": 0.5}
+    assert [path.parent.name for path in (taught / "runs").rglob("*.safetensors")] == ["symmetry"]
+
+
+def test_a_taught_run_that_is_killed_continues_as_if_nothing_had_been(
+    taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.get("taught/full")
+    whole = recipes.run(recipe, 1, **QUIET)
+    weights = taught / "runs" / recipes.weights_of(recipe, 1)
+    student, save = recipe.options["width"], Run.save
+
+    def save_and_die(run: Run, *given: object) -> None:
+        save(run, *given)  # type: ignore[arg-type]
+        if run.model.spec["options"]["width"] == student and len(run.epochs) == 2:  # type: ignore[index]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run(recipe, 1, **QUIET, checkpoint=weights)
+    monkeypatch.setattr(Run, "save", save)
+    teacher = taught / "runs" / "paper" / "taught" / "teacher" / "seed1.safetensors"
+    before = teacher.read_bytes()
+    assert timeless(recipes.run(recipe, 1, **QUIET, checkpoint=weights)) == timeless(whole)
+    assert teacher.read_bytes() == before, "the teacher was trained again"
+    teacher.unlink()
+    recipes.run(recipes.get("taught/at"), 1, **QUIET, checkpoint=weights.parent.parent / "at" / "seed1.safetensors")
+    other = replace(recipe, transfer={**recipe.transfer, "beta": 7})
+    with pytest.raises(ValueError, match=r"loss beta was 1000\.0 and is now 7\.0"):
+        recipes.run(other, 1, **QUIET, checkpoint=weights)
+
+
+def test_what_the_teacher_says_is_kept_unless_images_change_or_memory_is_short(
+    taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, asked = recipes.get("taught/at"), []
+    ask = Distill._ask
+    monkeypatch.setattr(Distill, "_ask", lambda own, images: asked.append(len(images)) or ask(own, images))
+    cached = recipes.run(recipe, 0, **QUIET)
+    assert asked == [32]
+    monkeypatch.setattr(recipes, "CACHED", 10)
+    uncached = recipes.run(recipe, 0, **QUIET)
+    assert asked == [32, 32, *[8] * 12]
+    losses = [[epoch["loss"] for epoch in run["epochs"]] for run in (cached, uncached)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    monkeypatch.undo()
+    monkeypatch.setattr(recipes, "folder", lambda: taught / "recipes")
+    shifted = replace(recipe, settings=replace(recipe.settings, augment=Augment(pad=2)))
+    assert recipes.run(shifted, 0, **QUIET)["epochs"][-1]["loss"] > 0, "a cache would refuse these images"
+
+
+def test_the_teacher_of_the_control_row_is_untrained(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+    make = recipes.objective
+
+    def look(recipe: recipes.Recipe, student: Module, teacher: Module, *rest: Any) -> Objective | None:
+        if rest:
+            seen[recipe.id] = {key: value.clone() for key, value in teacher.state_dict().items()}
+        return make(recipe, student, teacher, *rest)
+
+    monkeypatch.setattr(recipes, "objective", look)
+    for row in ("untrained", "at"):
+        made = recipes.run(recipes.get(f"taught/{row}"), 5, **QUIET)
+        assert made["transfer"]["teacher_weights"] == ("initial" if row == "untrained" else "trained")
+    train, _ = recipes._load(recipes.get("taught/teacher"), None, None, CPU)
+    first = recipes.build(recipes.get("taught/teacher"), 5, train).state_dict()
+    same = {name: all(torch.equal(teacher[k], first[k]) for k in first) for name, teacher in seen.items()}
+    assert same == {"paper/taught/untrained": True, "paper/taught/at": False}
+
+
+def test_an_experiment_takes_the_transfer_of_its_base(taught: Path) -> None:
+    base, recipe = recipes.get("taught/at"), recipes.get("maps/at")
+    assert (recipe.transfer, recipe.teacher, recipe.base) == (base.transfer, base.teacher, base.id)
+    small = recipes.get("taught/at", small=True)
+    assert recipes._teacher(small).options == {"width": 0.125}, "the small form has the teacher's small form"
+    (taught / "recipes" / "paper" / "maps.toml").write_text(MAPS + "\ntransfer = { kd = 0.1 }")
+    with pytest.raises(ValueError, match=r"maps\.toml: \[rows\.at\] sets transfer, which its base 'taught/at' does"):
+        recipes.get("maps/at")
+
+
+AT = '[rows.at]\nteacher = "taught/teacher"'
+OPTIONS = 'beta = 100, schedule = "linear"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (AT, "[rows.at]", r"rows\.at\]: transfer needs a teacher"),
+        ('layers = ["group1", ["group0", "group2"]], ', 'kind = "min-l2", ', r"'min-l2' has no teacher; leave it out"),
+        (AT, '[rows.at]\nteacher = "taught/at"', "taught/at has a teacher or a base itself"),
+        (AT, '[rows.at]\nteacher = "taught/full"', "taught/full has a teacher or a base"),
+        (AT, '[rows.at]\nteacher = "maps/at"', "maps/at has a teacher or a base"),
+        (AT, '[rows.at]\nteacher = "taught/teach"', "did you mean 'paper/taught/teacher'"),
+        (AT, '[rows.at]\nteacher = "tiny/pc"', "learns from other data than its student"),
+        (OPTIONS, "betta = 100", r"rows\.at\]: transfer option is 'betta'; did you mean 'beta'"),
+        (OPTIONS, "beta = -1", r"rows\.at\]: beta must be 0 or more"),
+        (OPTIONS, "seed = 3", r"rows\.at\]: transfer option is 'seed'"),
+        (OPTIONS, 'schedule = "linaer"', r"schedule is 'linaer'; did you mean 'linear'"),
+        ('layers = ["group1", [', 'layers = ["group3", [', r"rows\.at\]: the teacher has no layer 'group3'; did you"),
+        ('["group0", "group2"]', '["group0", "stage2"]', r"rows\.at\]: the student has no layer 'stage2'"),
+        ('kind = "gradient"', 'kind = "gradients"', "transfer kind is 'gradients'; did you mean 'gradient'"),
+        ('kind = "gradient"', 'kind = "gradient", kd = 0.5', "transfer option is 'kd'"),
+        ('teacher_weights = "initial"', 'teacher_weights = "random"', "teacher_weights is 'random'"),
+        ("[rows.student]", '[rows.student]\nteacher = "taught/teacher"', "there is no transfer; say what it teaches"),
+    ],
+)
+def test_a_fault_in_a_transfer_is_named_with_file_and_row(taught: Path, old: str, new: str, message: str) -> None:
+    assert old in TAUGHT
+    (taught / "recipes" / "paper" / "taught.toml").write_text(TAUGHT.replace(old, new, 1))
+    rows = recipes.list_recipes("taught/*")
+    with pytest.raises(ValueError, match=rf"taught\.toml: .*{message}"):
+        list(map(recipes.get, rows))
+
+
+def test_a_chapter_trains_a_taught_row_with_its_own_teacher(taught: Path) -> None:
+    data = recipes._load(recipes.get("taught/at"), None, None, CPU)[0]
+    teacher, _ = recipes.live("taught/teacher", data, epochs=1)
+    student, history = recipes.live("taught/at", data, epochs=2, teacher=teacher, lr=0.01, batch_size=8)
+    by_hand = recipes.build(recipes.get("taught/at"), 0, data)
+    distill = Distill(teacher, by_hand, ["group1", ("group0", "group2")], beta=100, schedule="linear")
+    settings = replace(recipes.get("taught/at").settings, lr=0.01, epochs=2)
+    assert fit(by_hand, data, loss=distill, settings=settings, **HERE).curve("loss") == pytest.approx(
+        history.curve("loss"), rel=1e-4)  # fmt: skip
+    assert not student.training
+    with pytest.raises(ValueError, match=r"taught/at needs teacher=NETWORK, .* live\('paper/taught/teacher'"):
+        recipes.live("taught/at", data)
+    with pytest.raises(ValueError, match="student has no teacher; leave teacher= out"):
+        recipes.live("taught/student", data, teacher=teacher)
+
+
+def test_our_tables_of_attention_transfer_spend_one_budget_per_network() -> None:
+    for table in ("at-glyphs", "at-cifar10-short"):
+        rows = [recipes.get(name) for name in recipes.list_recipes(f"{table}/*")]
+        assert all(replace(row.settings, lr=1.0) == replace(rows[0].settings, lr=1.0) for row in rows)
+        assert not any(row.published for row in rows)
+        assert all(bool(row.transfer) == bool(row.teacher) for row in rows)

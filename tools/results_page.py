@@ -85,7 +85,9 @@ def groups(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for run in runs:
         settings = settings_of(run)
         data = {part: {k: run["data"][part][k] for k in ("digest", "caveat")} for part in ("train", "test")}
-        key = json.dumps([run["recipe"], run["small"], settings, data, run["model"]], sort_keys=True)
+        key = json.dumps(
+            [run["recipe"], run["small"], settings, data, run["model"], run.get("transfer")], sort_keys=True
+        )
         found.setdefault(key, []).append(run)
     return list(found.values())
 
