@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from payattn import distributed
 from payattn.data.download import cache_folder
 from payattn.data.images import ImageSet
 from payattn.data.known import KNOWN, OPTIONS, Sets
-from payattn.data.readers import class_folders, fault, read_folder, read_npz, resized
-from payattn.data.splits import balanced, held_out
+from payattn.data.readers import Size, class_folders, fault, read_folder, read_npz, resized
+from payattn.data.splits import Set, balanced, held_out
 from payattn.data.stream import Data, FileSet, Moments, read_names
 from payattn.data.strokes import glyphs, noisy_labels
 
@@ -25,39 +26,30 @@ IMAGENET: Moments = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of the colours of ImageNet, in [0, 1], as the field uses them."""
 
 
+class _Options(TypedDict, total=False):
+    device: str | torch.device
+    seed: int
+    n_train: int | None
+    n_test: int | None
+    size: Size
+    test: str | os.PathLike[str] | float | None
+    root: str | os.PathLike[str] | None
+    classes: int | None
+    variant: str | None
+    label_noise: float | Tensor
+    crop: bool | None
+    background: bool | None
+
+
 @overload
 def load(
-    name_or_path: str | os.PathLike[str],
-    *,
-    device: str | torch.device = ...,
-    seed: int = ...,
-    n_train: int | None = ...,
-    n_test: int | None = ...,
-    size: int | tuple[int, int] | None = ...,
-    test: str | os.PathLike[str] | float | None = ...,
-    root: str | os.PathLike[str] | None = ...,
-    classes: int | None = ...,
-    variant: str | None = ...,
-    label_noise: float | Tensor = ...,
-    crop: bool | None = ...,
-    background: bool | None = ...,
-    stream: Literal[False] = ...,
+    name_or_path: str | os.PathLike[str], *, stream: Literal[False] = ..., **options: Unpack[_Options]
 ) -> tuple[ImageSet, ImageSet]: ...
 
 
 @overload
 def load(
-    name_or_path: str | os.PathLike[str],
-    *,
-    device: str | torch.device = ...,
-    seed: int = ...,
-    n_train: int | None = ...,
-    n_test: int | None = ...,
-    size: int | tuple[int, int] | None = ...,
-    test: str | os.PathLike[str] | float | None = ...,
-    root: str | os.PathLike[str] | None = ...,
-    label_noise: float | Tensor = ...,
-    stream: Literal[True],
+    name_or_path: str | os.PathLike[str], *, stream: Literal[True], **options: Unpack[_Options]
 ) -> tuple[FileSet, FileSet]: ...
 
 
@@ -68,7 +60,7 @@ def load(
     seed: int = 0,
     n_train: int | None = None,
     n_test: int | None = None,
-    size: int | tuple[int, int] | None = None,
+    size: Size = None,
     test: str | os.PathLike[str] | float | None = None,
     root: str | os.PathLike[str] | None = None,
     classes: int | None = None,
@@ -165,7 +157,7 @@ def load(
             where,
         )
     else:
-        read = KNOWN[name](root, size, seed, **extra) if known else _own(_existing(name), size, test, seed)
+        read = KNOWN[name](root, size, seed, **extra) if known else _own(name, test, seed, lambda p: _read(p, size))
         sets = (
             _stretched(balanced(read[0], n_train, seed), size).to(where),
             _stretched(balanced(read[1], n_test, seed), size).to(where),
@@ -217,69 +209,56 @@ def _existing(name: str) -> Path:
 
 def _streamed(
     name: str,
-    size: int | tuple[int, int] | None,
+    size: Size,
     test: str | os.PathLike[str] | float | None,
     root: str | os.PathLike[str] | None,
     seed: int,
 ) -> tuple[FileSet, FileSet]:
     """Both sets from folders that are read as needed."""
-    if name == "imagenet":
-        path = cache_folder() / "imagenet" if root is None else Path(root).expanduser()
-        if not (path / "train").is_dir() or not (path / "val").is_dir():
-            raise FileNotFoundError(
-                f"ImageNet is not in {path}. Its licence forbids us to download it: get ILSVRC2012 from image-net.org, "
-                f"put the training images into {path}/train/CLASS/ and the validation images into {path}/val/CLASS/, "
-                "CLASS being n01440764 and so on, or name the folder that holds train and val with root=... "
-                "(--data on the command line)"
-            )
-        train, other = (replace(read_names(path / side, size, IMAGENET), name=name) for side in ("train", "val"))
-        if len(train.classes) != 1000:
-            caveat = f"{len(train.classes)} classes in place of the 1,000 of ImageNet"
-            train, other = replace(train, caveat=caveat), replace(other, caveat=caveat)
-    else:
-        path, second = _existing(name), test
-        if not path.is_dir():
-            raise fault(path, "is no folder", "stream=True reads folders of class folders; leave it out for an .npz")
-        if (split := _split_folder(path)) is not None:
-            if test is not None:
-                raise ValueError(f"{path} holds {split.name} beside train; give the path of train, or leave out test=")
-            path, second = path / "train", split
-        train = read_names(path, size)
-        if second is None or isinstance(second, (int, float)):
-            return held_out(train, 0.2 if second is None else float(second), seed)
-        other = read_names(_existing(os.fspath(second)), size)
-    if other.classes != train.classes:
-        differ = sorted(set(other.classes) ^ set(train.classes))[:6]
-        raise fault(other.root, f"its classes are not those of {train.root}: {differ}", "name the same classes in both")
-    return train, other
+    if name != "imagenet":
+        return _own(name, test, seed, lambda path: _names(path, size))
+    path = cache_folder() / "imagenet" if root is None else Path(root).expanduser()
+    if not (path / "train").is_dir() or not (path / "val").is_dir():
+        raise FileNotFoundError(
+            f"ImageNet is not in {path}. Its licence forbids us to download it: get ILSVRC2012 from image-net.org, "
+            f"put the training images into {path}/train/CLASS/ and the validation images into {path}/val/CLASS/, "
+            "CLASS being n01440764 and so on, or name the folder that holds train and val with root=... "
+            "(--data on the command line)"
+        )
+    train, other = (replace(read_names(path / side, size, IMAGENET), name=name) for side in ("train", "val"))
+    if len(train.classes) != 1000:
+        caveat = f"{len(train.classes)} classes in place of the 1,000 of ImageNet"
+        train, other = replace(train, caveat=caveat), replace(other, caveat=caveat)
+    return train, _alike(other, train, path / "val", path / "train")
 
 
 def _own(
-    path: Path, size: int | tuple[int, int] | None, test: str | os.PathLike[str] | float | None, seed: int
-) -> Sets:
+    name: str, test: str | os.PathLike[str] | float | None, seed: int, read: Callable[[Path], Set]
+) -> tuple[Set, Set]:
     """Both sets from a reader's own files."""
+    path = _existing(name)
     if path.is_dir() and (second := _split_folder(path)) is not None:
         if test is not None:
             raise ValueError(f"{path} holds {second.name} beside train; give the path of train, or leave out test=")
         path, test = path / "train", second
-    train = _read(path, size)
+    train = read(path)
     if test is None or isinstance(test, (int, float)):
         return held_out(train, 0.2 if test is None else float(test), seed)
-    other = _read(_existing(os.fspath(test)), size)
+    second = _existing(os.fspath(test))
+    return train, _alike(read(second), train, second, path)
+
+
+def _alike(other: Set, train: Set, second: Path, path: Path) -> Set:
+    """The second set, if it has the classes and the size of the first."""
     if other.classes != train.classes:
-        differ = sorted(set(other.classes) ^ set(train.classes)) or "the order"
+        differ = sorted(set(other.classes) ^ set(train.classes))[:6] or "the order"
         raise fault(
-            test if isinstance(test, str) else os.fspath(test),
-            f"its classes are not those of {path}: {differ}",
+            second, f"its classes are not those of {path}: {differ}",
             "name the same classes in the same order in both",
-        )
-    if other.images.shape[2:] != train.images.shape[2:]:
-        raise fault(
-            os.fspath(test),
-            f"its images are {tuple(other.images.shape[2:])}, those of {path} {tuple(train.images.shape[2:])}",
-            "pass size=64 or size=(H, W)",
-        )
-    return train, other
+        )  # fmt: skip
+    if other.size != train.size:
+        raise fault(second, f"its images are {other.size}, those of {path} {train.size}", "pass size=64 or size=(H, W)")
+    return other
 
 
 def _split_folder(path: Path) -> Path | None:
@@ -291,7 +270,7 @@ def _split_folder(path: Path) -> Path | None:
     return None
 
 
-def _read(path: Path, size: int | tuple[int, int] | None) -> ImageSet:
+def _read(path: Path, size: Size) -> ImageSet:
     if path.is_dir():
         return read_folder(path, size)
     if path.suffix == ".npz":
@@ -299,7 +278,13 @@ def _read(path: Path, size: int | tuple[int, int] | None) -> ImageSet:
     raise fault(path, f"has the ending {path.suffix!r}", "give an .npz or a folder of class folders")
 
 
-def _stretched(data: ImageSet, size: int | tuple[int, int] | None) -> ImageSet:
+def _names(path: Path, size: Size) -> FileSet:
+    if not path.is_dir():
+        raise fault(path, "is no folder", "stream=True reads folders of class folders; leave it out for an .npz")
+    return read_names(path, size)
+
+
+def _stretched(data: ImageSet, size: Size) -> ImageSet:
     masks = data.masks
     return replace(
         data, images=resized(data.images, size), masks=None if masks is None else resized(masks, size, masks=True)

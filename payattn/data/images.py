@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from payattn.data.stream import FileSet
 
 TENSORS = ("images", "labels", "masks", "clean_labels", "boxes", "parts")
+Colour = tuple[float, float, float]
+Moments = tuple[Colour, Colour]
+Change = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _require(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
@@ -22,8 +25,30 @@ def _require(condition: bool, message: str, error: type[Exception] = ValueError)
         raise error(message)
 
 
+class Coloured:
+    """Mean and spread of the colours of a set: over all pixels, or over those of a sample where the set is large.
+
+    Example:
+        >>> import torch
+        >>> ImageSet(torch.full((1, 3, 2, 2), 51).byte(), torch.tensor([0]), ("grey",)).mean
+        (0.2, 0.2, 0.2)
+    """
+
+    _moments: Moments
+
+    @property
+    def mean(self) -> Colour:
+        """Mean of each channel, in [0, 1]."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Colour:
+        """Standard deviation of each channel, in units of [0, 1]."""
+        return self._moments[1]
+
+
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(Coloured):
     """A labelled set of images of one size, kept whole on one device.
 
     Args:
@@ -166,7 +191,7 @@ class ImageSet:
         return self._map(lambda tensor: tensor.to(device))
 
     @cached_property
-    def _moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    def _moments(self) -> Moments:  # type: ignore[override]
         _require(len(self) > 0, f"ImageSet {self.name!r} is empty, so it has no mean")
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
@@ -176,16 +201,6 @@ class ImageSet:
             mean.append(float(share @ levels))
             std.append(float((share @ (levels - mean[-1]).square()).sqrt()))
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Mean of each channel over all pixels, in [0, 1]."""
-        return self._moments[0]
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Standard deviation of each channel over all pixels, in units of [0, 1]."""
-        return self._moments[1]
 
     def digest(self) -> str:
         """SHA-256 of images, labels, masks, boxes and parts, in 64 hex digits: sets with one digest are the same."""
@@ -197,21 +212,11 @@ class ImageSet:
         return total.hexdigest()
 
     def drawn(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-        drop_last: bool,
+        self, chosen: Sequence[Tensor | slice], generator: torch.Generator | None, augment: Change | None,
         share: tuple[int, int],
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What :func:`batches` gives."""
-        stop = len(self) - len(self) % batch_size if drop_last else len(self)
-        order = None
-        if generator is not None:
-            order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)
-        for start in range(0, stop, batch_size):
-            part = slice(start, start + batch_size)
-            index = part if order is None else order[part]
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+        """The batches of these indices, see :func:`batches`."""
+        for index in chosen:
             images, labels = self.images[index], self.labels[index]
             if augment is not None and generator is not None:  # the whole batch, so that every process draws the same
                 images = augment(images, generator)
@@ -236,7 +241,7 @@ def batches(
     batch_size: int,
     *,
     generator: torch.Generator | None = None,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    augment: Change | None = None,
     drop_last: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -271,4 +276,17 @@ def batches(
         "augment draws random numbers: pass generator=torch.Generator().manual_seed(0) beside it",
     )
     _require(0 <= share[0] < share[1], f"share must be (which, of how many), counted from 0, got {share}")
-    return data.drawn(batch_size, generator, augment, drop_last, share)
+    return _pass(data, batch_size, generator, augment, drop_last, share)
+
+
+def _pass(
+    data: ImageSet | FileSet, batch_size: int, generator: torch.Generator | None, augment: Change | None,
+    drop_last: bool, share: tuple[int, int],
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """The order is drawn with the first batch, not before."""
+    stop = len(data) - len(data) % batch_size if drop_last else len(data)
+    chosen: list[Any] = [slice(start, min(start + batch_size, stop)) for start in range(0, stop, batch_size)]
+    if generator is not None:
+        order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.labels.device)
+        chosen = [order[part] for part in chosen]
+    yield from data.drawn(chosen, generator, augment, share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from payattn.data.augment import Augment, crops, jittered
-from payattn.data.images import ImageSet, share_of
+from payattn.data.images import Change, Coloured, ImageSet, Moments, batches, share_of
 from payattn.data.readers import SUFFIXES, class_folders, fault, opened, pixels_of
 from payattn.data.strokes import stream
 
@@ -25,13 +25,12 @@ SIDE = 224
 MARGIN = 8 / 7
 """An image is scaled so that its shorter side is this much longer than what is cut from its middle: 256 for 224."""
 SAMPLE = 1000
-Moments = tuple[tuple[float, float, float], tuple[float, float, float]]
 Task = tuple[str, int | None]  # file, seed of its augmentation
 Done = tuple[Tensor, Tensor]  # pixels, shifts of colour
 
 
 @dataclass(frozen=True, eq=False)
-class FileSet:
+class FileSet(Coloured):
     """A labelled set of image files of any size, read and cut to one size while they are needed.
 
     It stands in for an :class:`ImageSet` in ``fit``, ``evaluate``, ``maps_of`` and recipes; batches are the same
@@ -50,7 +49,7 @@ class FileSet:
         name: what the set is called in results and error messages.
         caveat: what a reader of a result must know about the data.
         clean_labels: int64 (N,), the labels before label noise, or None.
-        moments: mean and standard deviation of each channel in [0, 1]; None takes those of a sample.
+        moments: mean and standard deviation of each channel in [0, 1]; None takes those of a sample of 1,000 images.
         device: where the batches go.
         workers: processes that decode; None takes one per CPU of this process, 16 at most, and 0 none.
 
@@ -146,7 +145,7 @@ class FileSet:
     def sample(self, n: int = SAMPLE) -> ImageSet:
         """At most n images, evenly spaced over the set, read into memory and cut as for tests."""
         chosen = self.subset(torch.arange(min(n, len(self))) * len(self) // max(1, min(n, len(self))))
-        parts = list(chosen.drawn(self.at_once, None, None, False, (0, 1)))
+        parts = list(batches(chosen, self.at_once))
         return ImageSet(
             torch.cat([images for images, _ in parts]),
             torch.cat([labels for _, labels in parts]),
@@ -156,41 +155,24 @@ class FileSet:
         )
 
     @cached_property
-    def _moments(self) -> Moments:
+    def _moments(self) -> Moments:  # type: ignore[override]
         if self.moments is not None:
             return self.moments
         known = self.sample()
         return known.mean, known.std
 
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Mean of each channel in [0, 1]: ``moments``, or of a sample of 1,000 images."""
-        return self._moments[0]
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Standard deviation of each channel in units of [0, 1]: ``moments``, or of a sample of 1,000 images."""
-        return self._moments[1]
-
     def drawn(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-        drop_last: bool,
+        self, chosen: Sequence[Tensor | slice], generator: torch.Generator | None, augment: Change | None,
         share: tuple[int, int],
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What :func:`payattn.data.batches` gives."""
-        order, key = torch.arange(len(self)), 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+        """The batches of these indices, see :func:`payattn.data.batches`."""
+        places, key = torch.arange(len(self)), 0
         if generator is not None:
-            order = torch.randperm(len(self), generator=generator, device=generator.device).cpu()
             key = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        stop = len(self) - len(self) % batch_size if drop_last else len(self)
-        chosen = [order[start : min(start + batch_size, stop)] for start in range(0, stop, batch_size)]
-        chosen = [part[share_of(len(part), *share)] for part in chosen]
-        tasks = [_Task(self, part, key, augment is not None) for part in chosen]
+        own = [part[share_of(len(part), *share)] for part in (places[index] for index in chosen)]
+        tasks = [_Task(self, part, key, augment is not None) for part in own]
         decoder = _Decoder(self.size, _checked(augment))
-        for part, (images, shifts) in zip(chosen, self._decoded(decoder, tasks), strict=True):
+        for part, (images, shifts) in zip(own, self._decoded(decoder, tasks), strict=True):
             images = images.to(self.device, non_blocking=True)
             yield jittered(images, shifts) if len(shifts) else images, self.labels[part].to(self.device)
 
@@ -251,7 +233,7 @@ def _workers() -> int:
     return max(1, min(16, known // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _checked(augment: Callable[[Tensor, torch.Generator], Tensor] | None) -> Augment | None:
+def _checked(augment: Change | None) -> Augment | None:
     if augment is None:
         return None
     if not isinstance(augment, Augment):
