@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from payattn import models
 from payattn.attention import SpatialAttention
+from payattn.cost import layers
 from payattn.models import ConvBlock, Normalize, create, list_models, pool, scale_gradient, shrink, unit_range
 
 TINY = 0.05
@@ -164,19 +165,9 @@ def test_golden_08_layers_give_maps_of_the_stated_sizes_at_the_stated_cost(name:
 
 def multiply_adds(name: str, side: int, **options: Any) -> float:
     """Of all convolutions, for one image."""
-    cost = 0
-
-    def record(module: Any, inputs: Any, out: Tensor) -> None:
-        nonlocal cost
-        cost += out[0, 0].numel() * module.weight.numel()
-
     with torch.device("meta"):
-        model = create(name, 10, **options)
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(record)
-        model.eval()(torch.empty(1, 3, side, side))
-    return cost
+        found = layers(create(name, 10, **options), 3, side, side)
+    return sum(layer.multiply_adds for layer in found.values() if layer.kind == "Conv2d")
 
 
 def test_golden_08_progressive_attention_costs_what_the_table_says() -> None:
@@ -802,25 +793,3 @@ def test_every_public_function_and_class_has_a_docstring_with_an_example() -> No
     ]  # fmt: skip
     assert len(public) >= 10
     assert [value.__name__ for value in public if ">>>" not in (value.__doc__ or "")] == []
-
-
-# Multiply-adds of any module
-
-
-def test_multiply_adds_are_half_the_operations_that_torch_counts_and_the_module_is_left_as_it_was() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    grouped = nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4)
-    module = nn.Sequential(nn.Conv2d(3, 8, 5), nn.BatchNorm2d(8), grouped, nn.Flatten(), nn.Linear(12 * 3 * 2, 7))
-    module[1].eval()
-    with FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, 3, 9, 7))
-    found = models.multiply_adds(module, 3, 9, 7)
-    assert 2 * found == counter.get_total_flops()
-    assert found == 5 * 3 * 75 * 8 + 3 * 2 * 9 * 2 * 12 + 72 * 7
-    assert [part.training for part in module] == [True, False, True, True, True]
-    assert not any(part._forward_hooks for part in module)
-    assert models.multiply_adds(module.to("meta"), 3, 9, 7) == found
-    with pytest.raises(RuntimeError):
-        models.multiply_adds(module, 3, 2, 2)
-    assert not any(part._forward_hooks for part in module), "the hooks go also after an error"

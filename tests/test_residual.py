@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from payattn.cost import saved_bytes
+from payattn.cost import multiply_adds, saved_bytes
 from payattn.data.strokes import noisy_labels
-from payattn.models import CIFARAttention, ImageNetAttention, create, list_models, multiply_adds
+from payattn.models import CIFARAttention, ImageNetAttention, create, list_models
 from payattn.residual import (
     ACTIVATIONS,
     AttentionModule,

@@ -21,7 +21,6 @@ from itertools import product
 from typing import Any
 
 from payattn.attention import SCORES
-from payattn.cost import multiply_adds
 from payattn.models.base import Classifier, ConvBlock, Maps, class_activation, pool, scale_gradient
 from payattn.models.colour import (
     COLOURS,
@@ -46,7 +45,7 @@ __all__ = [
     "CIFARAttention", "ConvBlock", "ImageNetAttention", "ImageNetResNet", "Maps", "Normalize", "PreActResNet",
     "QueryBranch", "ResNetAttention", "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "WideBlock",
     "WideResNet", "YUVLocalContrast", "class_activation", "colour_statistics", "create", "first_layer", "list_models",
-    "local_contrast", "multiply_adds", "pool", "scale_gradient", "shrink", "to_yuv", "unit_range",
+    "local_contrast", "pool", "scale_gradient", "shrink", "to_yuv", "unit_range",
 ]  # fmt: skip
 
 

@@ -122,8 +122,11 @@ class ResidualAttentionNetwork(Classifier):
     def _parts(self, stage: str) -> list[tuple[str, nn.Module]]:
         return list(self.get_submodule(stage).named_children())
 
-    def _last(self, images: Tensor, keep: Callable[[Branches], Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        """Features before the average, and what ``keep`` takes from each attention module, by name."""
+    def _last(
+        self, images: Tensor, keep: Callable[[Branches], Any] | None = None,
+        keep_end: Callable[[Tensor], Any] | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+        """Features before the average, and what is kept of each attention module and each stage's end, by name."""
         x, kept = self.stem(self.normalize(images)), {}
         for stage in self.stages:
             for name, layer in self._parts(stage):
@@ -135,6 +138,8 @@ class ResidualAttentionNetwork(Classifier):
                 x = found.output
                 if keep is not None:
                     kept[f"{stage}.{name}"] = keep(found)
+            if keep_end is not None:
+                kept[stage] = keep_end(x)
         return self.norm(x), kept
 
     def branches(self, images: Tensor) -> dict[str, Branches]:
@@ -150,14 +155,7 @@ class ResidualAttentionNetwork(Classifier):
 
         Source: Residual Attention Network, section 4.1, the figure of the mean response.
         """
-        x, found = self.stem(self.normalize(images)), {}
-        for stage in self.stages:
-            for name, layer in self._parts(stage):
-                x = layer(x)
-                if isinstance(layer, AttentionModule):
-                    found[f"{stage}.{name}"] = x.abs().mean()
-            found[stage] = x.abs().mean()
-        return found
+        return self._last(images, lambda found: found.output.abs().mean(), lambda x: x.abs().mean())[1]
 
     def features(self, images: Tensor) -> Tensor:
         """What the linear layer sees, (N, 256) for CIFAR and (N, 2048) for ImageNet at width 1."""
