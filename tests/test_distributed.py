@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import stripes
 from torch import Tensor, nn
 
 from payattn import checkpoint, cli, distributed, recipes
-from payattn.data import Augment, FileSet, batches, glyphs
+from payattn.data import Augment, FileSet, ImageSet, batches, glyphs
 from payattn.models import create
 from payattn.train import Settings, evaluate, fit
 
@@ -39,6 +38,16 @@ settings = { epochs = 2, batch_size = 10, lr = 0.01, amp = "off" }
 [rows.pc]
 model = "vgg-att2-concat-pc"
 """
+
+
+def stripes(n: int, seed: int = 0) -> ImageSet:
+    """Noise in which one of three bands is dark; the band is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (n,), generator=generator)
+    images = torch.randint(256, (n, 3, 9, 8), generator=generator).byte()
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 3 * label : 3 * label + 3] //= 4
+    return ImageSet(images, labels, ("top", "middle", "bottom"), name="stripes")
 
 
 class Net(nn.Module):
