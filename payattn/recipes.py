@@ -276,8 +276,13 @@ def _check(recipe: Recipe) -> None:
         choose("published key", key, PUBLISHED_KEYS)
     if recipe.published:
         choose("published tag", recipe.published.get("tag", ""), TAGS)
+    _check_options(recipe.model, json.dumps(dict(recipe.options), sort_keys=True))
+
+
+@lru_cache(maxsize=None)  # many rows share a network, and the deep ones take a second
+def _check_options(model: str, options: str) -> None:
     with torch.device("meta"):  # builds nothing, but finds an option the network does not have
-        create(recipe.model, 2, **recipe.options)
+        create(model, 2, **json.loads(options))
 
 
 def _check_transfer(recipe: Recipe, root: Path) -> Recipe:
