@@ -30,7 +30,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -279,7 +279,7 @@ def _check(recipe: Recipe) -> None:
     _check_options(recipe.model, json.dumps(dict(recipe.options), sort_keys=True))
 
 
-@lru_cache(maxsize=None)  # many rows share a network, and the deep ones take a second
+@cache  # many rows share a network, and the deep ones take a second
 def _check_options(model: str, options: str) -> None:
     with torch.device("meta"):  # builds nothing, but finds an option the network does not have
         create(model, 2, **json.loads(options))
