@@ -21,7 +21,7 @@ NAMES = list_models()
 ATTENTION = [name for name in NAMES if "-att" in name]  # with levels, a query and their options
 REPRESENTATIVE = [
     "vgg-gap", "vgg-pan", "vgg-att3-indep-additive", "rn-164", "rn-164-att2-concat-dp", "attention-56", "wrn-10-1",
-    "nin-thin",
+    "nin-thin", "mobile-v2",
 ]  # fmt: skip
 RESIDUAL = ("attention-", "attentionnext-", "attentioninception-")  # Residual Attention Networks
 
@@ -35,6 +35,8 @@ def small(name: str) -> dict[str, Any]:
         return shallow | {"width": 0.125, "stem": 4}
     if name.startswith("wrn-"):
         return {"width": 0.125}
+    if name.startswith("mobile-"):
+        return {"width": 0.15}  # with one channel its 1x1 convolutions only scale, which batch norm undoes
     return {"width": 0.125, "depth": 11} if name.startswith("rn-") else {"width": 0.05}
 
 
@@ -45,7 +47,7 @@ def tiny(name: str, *, seed: int = 0, **options: Any) -> Any:
 
 def softmax_levels(name: str) -> tuple[str, ...]:
     """Levels whose map sums to one; class activation maps, masks of sigmoids and activation maps do not."""
-    levels: tuple[str, ...] = () if name.startswith((*RESIDUAL, "wrn-", "nin-")) else tiny(name).levels
+    levels: tuple[str, ...] = () if name.startswith((*RESIDUAL, "wrn-", "nin-", "mobile-")) else tiny(name).levels
     return {"vgg-gap": (), "vgg-pan": ("layer13",)}.get(name, levels)
 
 
@@ -100,6 +102,8 @@ def test_any_height_and_width_goes(name: str) -> None:
         shapes = [(-(-height // k), -(-width // k)) for k in (1, 2, 4)][-len(maps) :] if maps else []
         if name.startswith("nin-"):  # its pools round down
             shapes = [(max(1, height // k), max(1, width // k)) for k in (1, 2, 4)]
+        if name.startswith("mobile-"):
+            shapes = [(-(-height // k), -(-width // k)) for k in (2, 4, 8, 16)]
         assert [tuple(a.shape[1:]) for a in maps.values()] == shapes
 
 
@@ -304,6 +308,7 @@ DEAD: list[tuple[str, str, dict[str, str], str]] = [
     *[(f"branches.*.{layer}", "vgg-att3-concat-pc", {"queries": "separate"}, CANCELS) for layer in OWN_BRANCH],
     ("group*.conv*.bias", "nin-wide", {}, BIAS),
     ("group*.conv*.bias", "nin-thin", {}, BIAS),
+    ("stage*.*.body.7.bias", "mobile-v2", {}, BIAS),
     ("layer.0.bias", "rn-164-att*", {}, BIAS),
     ("fc1.1.bias", "rn-164-att-control", {}, BIAS),
     *[(branch, "rn-164-att2-concat-pc", {"norm": "softmax"}, CANCELS) for branch in RESIDUAL_BRANCH],

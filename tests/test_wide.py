@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from payattn import cost
-from payattn.models import NIN, ImageNetResNet, WideBlock, WideResNet, create, list_models
+from payattn.models import NIN, ImageNetResNet, InvertedResidual, WideBlock, WideResNet, create, list_models
 from payattn.models.nin import THIN, WIDE, mean_pool
 from payattn.transfer import Distill, activation_map
 
@@ -323,3 +323,53 @@ def test_weights_that_cannot_be_had_say_where_they_belong(monkeypatch: pytest.Mo
         ImageNetResNet(depth=50)
     with pytest.raises(ValueError, match="BatchNorm in their shortcuts"):
         ImageNetResNet(depth=18, pretrained=True, shortcut_bn=False)
+
+
+# MobileNetV2 for small images
+
+
+@pytest.mark.parametrize(
+    ("width", "classes", "parameters", "millions"),
+    [(0.5, 100, 812_836, 6.524), (0.5, 10, 697_546, 6.408), (1.0, 10, 2_237_770, 22.266)],
+)
+def test_counts_of_mobilenet_for_small_images(width: float, classes: int, parameters: int, millions: float) -> None:
+    model = bare("mobile-v2", classes, width=width)
+    assert cost.parameters(model) == parameters
+    assert cost.multiply_adds(model, 3, 32, 32) / 1e6 == pytest.approx(millions, abs=0.0005)
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 3 * 17 + 2
+
+
+def mobile_by_hand(classes: int, width: float) -> int:
+    """Its parameters by the table of the architecture, without the code of the model."""
+    stem = last = int(32 * width)
+    total = 27 * stem + 2 * stem
+    rows = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
+    for expansion, channels, blocks in rows:
+        for _ in range(blocks):
+            inside, wide = last * expansion, int(channels * width)
+            total += last * inside + 2 * inside + 9 * inside + 2 * inside + inside * wide + 2 * wide
+            last = wide
+    return total + last * 1280 + 2 * 1280 + 1280 * classes + classes
+
+
+def test_the_parameters_of_mobilenet_are_those_of_its_table() -> None:
+    for width, classes in ((0.5, 100), (0.5, 10), (1.0, 10), (0.25, 7)):
+        assert cost.parameters(bare("mobile-v2", classes, width=width)) == mobile_by_hand(classes, width)
+
+
+def test_inverted_residuals_add_their_input_only_where_shapes_agree() -> None:
+    model = bare("mobile-v2")
+    adds = [part.adds for part in model.modules() if isinstance(part, InvertedResidual)]
+    assert adds == [False] * 2 + [True] + [False, True, True] + [False] + [True] * 3 + [False] + [True] * 2 + [
+        False, True, True, False]  # fmt: skip
+    block = InvertedResidual(4, 4, expansion=2).eval()
+    nn.init.zeros_(block.body[-1].weight)
+    x = pictures(2, 5, 6)[:, [0, 1, 2, 0]] - 0.5
+    assert torch.equal(block(x), x)
+    assert all(part.groups == part.in_channels for part in block.body if getattr(part, "kernel_size", 0) == (3, 3))
+
+
+def test_a_mobilenet_meets_the_maps_of_a_wide_network_at_two_sizes() -> None:
+    teacher, student = tiny("wrn-10-1").groups(pictures(1, 24, 24)), tiny("mobile-v2").stages(pictures(1, 24, 24))
+    assert [a.shape[2:] for a in (teacher["group1"], teacher["group2"])] == [
+        a.shape[2:] for a in (student["stage1"], student["stage2"])]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The networks by the papers' names: VGG, VGG-att, RN-164 and their kin; Attention-56 to -452; WRN-16-1 and NIN.
+"""The networks by the papers' names: VGG, VGG-att, RN-164 and their kin; Attention-56 to -452; WRN-16-1, NIN, others.
 
 ``create("vgg-att2-concat-pc", classes=10)`` builds one; ``list_models("*att2*")`` lists them. Every model takes
 images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits (N, C);
@@ -6,8 +6,8 @@ images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits 
 ``model.features(images)`` what its last linear layer sees.
 
 ``colour`` holds the first layers, ``base`` what the networks share, ``vgg`` and ``resnet`` the networks of Learn To Pay
-Attention, ``residual`` those of the Residual Attention Network, ``wide`` and ``nin`` those of Attention Transfer;
-``imagenet`` holds ResNet-18 and -34, which need torchvision and are not registered.
+Attention, ``residual`` those of the Residual Attention Network, ``wide``, ``nin`` and ``mobile`` those of Attention
+Transfer; ``imagenet`` holds ResNet-18 and -34, which need torchvision and are not registered.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from payattn.models.colour import (
     unit_range,
 )
 from payattn.models.imagenet import ImageNetResNet
+from payattn.models.mobile import InvertedResidual, MobileNetV2
 from payattn.models.nin import NIN, THIN, WIDE
 from payattn.models.residual import CIFARAttention, ImageNetAttention, ResidualAttentionNetwork
 from payattn.models.resnet import PreActResNet, ResidualTrunk, ResNetAttention
@@ -42,10 +43,11 @@ from payattn.residual import Bottleneck
 
 __all__ = [
     "COLOURS", "LAYERS", "LEVELS", "NIN", "REGISTRY", "VGG", "VGGGAP", "VGGPAN", "WIDTHS", "Bottleneck",
-    "CIFARAttention", "ConvBlock", "ImageNetAttention", "ImageNetResNet", "Maps", "Normalize", "PreActResNet",
-    "QueryBranch", "ResNetAttention", "ResidualAttentionNetwork", "ResidualTrunk", "Trunk", "VGGAttention", "WideBlock",
-    "WideResNet", "YUVLocalContrast", "class_activation", "colour_statistics", "create", "first_layer", "list_models",
-    "local_contrast", "pool", "scale_gradient", "shrink", "to_yuv", "unit_range",
+    "CIFARAttention", "ConvBlock", "ImageNetAttention", "ImageNetResNet", "InvertedResidual", "Maps", "MobileNetV2",
+    "Normalize", "PreActResNet", "QueryBranch", "ResNetAttention", "ResidualAttentionNetwork", "ResidualTrunk", "Trunk",
+    "VGGAttention", "WideBlock", "WideResNet", "YUVLocalContrast", "class_activation", "colour_statistics", "create",
+    "first_layer", "list_models", "local_contrast", "pool", "scale_gradient", "shrink", "to_yuv",
+    "unit_range",
 ]  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def _registry() -> dict[str, Callable[..., Classifier]]:
     for name, channels in (("nin-wide", WIDE), ("nin-thin", THIN)):
         models[name] = partial(NIN, channels=channels, bn=True)
         models[f"{name}-nobn"] = partial(NIN, channels=channels, bn=False)
+    models["mobile-v2"] = MobileNetV2
     return models
 
 
@@ -99,7 +102,7 @@ def create(name: str, classes: int = 10, **options: Any) -> Classifier:
         classes: number of classes C.
         options: arguments of the network's class, such as ``width=0.125`` for a CPU, ``dropout=0`` or
             ``norm="sigmoid-sum"`` (see ``VGGAttention``, ``VGGPAN``, ``ResNetAttention``, ``CIFARAttention``,
-            ``ImageNetAttention``, ``WideResNet`` and ``NIN``).
+            ``ImageNetAttention``, ``WideResNet``, ``NIN`` and ``MobileNetV2``).
 
     Returns:
         The network, in training mode. Its ``spec`` holds name, classes and options, so that a checkpoint can
