@@ -7,7 +7,8 @@ Every function takes ``(model, on, options, network)``:
 - ``network``: gives the trained network of another recipe, with the same seed,
 
 and returns nested dicts of numbers, the outermost keyed by the names in ``on``.  Source: Jetley et al., ICLR 2018,
-section 5, but for ``response``; what the paper leaves open is said in each function.
+section 5, but for ``response``, ``wrong-labels``, ``top-5`` and ``map-cosine``; what the paper leaves open is said in
+each function.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from payattn import distributed, generalize, localize, noise, query, robust
+from payattn import distributed, generalize, localize, noise, query, robust, transfer
 from payattn import maps as map_methods
 from payattn.data import ImageSet, balanced, batches, share_of
 from payattn.models import ResidualAttentionNetwork
@@ -330,6 +331,39 @@ def top_5(model: nn.Module, on: On, options: Mapping[str, Any], network: Network
     return found
 
 
+def map_cosine(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """Attention Transfer: whether the network looks where its teacher, or another one, looks.
+
+    Ours: the paper shows maps of both side by side. Options: ``teacher`` (the recipe whose trained network it is
+    compared with), ``layers`` (names, or pairs of the teacher's and the network's), ``p``, ``reduce``.
+
+    Returns:
+        per set and layer of the network ``cosine``: the mean over the test images of the cosine between the two maps,
+        see :func:`payattn.transfer.cosine`; ``spread``: its standard deviation over images; ``other image``: the
+        mean cosine with the teacher's map of another image, what a map has in common with any other. Of maps of two
+        sizes the larger is averaged to the smaller.
+    """
+    teacher, pairs = network(options["teacher"]), transfer.paired(options["layers"])
+    how = {key: options[key] for key in ("p", "reduce") if key in options}
+    found: Measured = {}
+    for name, (_, test) in on.items():
+        theirs = transfer.attention_maps(teacher, test.images, list(dict.fromkeys(one for one, _ in pairs)), **how)
+        ours = transfer.attention_maps(model, test.images, [two for _, two in pairs], **how)
+        found[name] = {two: _alike(ours[two], theirs[one]) for one, two in pairs}
+    return found
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> Measured:
+    size = [min(sides) for sides in zip(ours.shape[1:], theirs.shape[1:], strict=True)]
+    ours, theirs = transfer.resize_map(ours, size), transfer.resize_map(theirs, size)
+    same = transfer.cosine(ours, theirs)
+    return {
+        "cosine": same.mean().item(),
+        "spread": same.std(correction=0).item(),
+        "other image": transfer.cosine(ours, theirs.roll(1, 0)).mean().item(),
+    }
+
+
 def _mask_statistics(parts: Branches) -> Measured:
     mask = parts.mask
     return {
@@ -352,4 +386,5 @@ MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measur
     "wrong-labels": wrong_labels,
     "response": response,
     "top-5": top_5,
+    "map-cosine": map_cosine,
 }

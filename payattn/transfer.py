@@ -850,6 +850,64 @@ def _digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def paired(layers: Sequence[str | Sequence[str]]) -> list[tuple[str, str]]:
+    """Names of layers, or pairs of them, as pairs (teacher's layer, student's layer).
+
+    Raises:
+        TypeError: one string instead of several.
+        ValueError: something else than names and pairs, or a layer of the student that stands twice.
+
+    Example:
+        >>> paired(["group0", ("group1", "stage1")])
+        [('group0', 'group0'), ('group1', 'stage1')]
+    """
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a sequence of names or pairs, got the text {layers!r}; write [{layers!r}]")
+    both = [(item, item) if isinstance(item, str) else tuple(item) for item in layers]
+    if any(len(item) != 2 for item in both):
+        raise ValueError(f"layers must be names or pairs (teacher's layer, student's layer), got {layers!r}")
+    if len({item[1] for item in both}) < len(both):
+        raise ValueError(f"each layer of the student may stand once, got {layers!r}")
+    return [(item[0], item[1]) for item in both]
+
+
+def attention_maps(
+    model: nn.Module, images: Tensor, layers: Sequence[str], p: float = 2.0, reduce: str = "sum", batch_size: int = 500
+) -> dict[str, Tensor]:
+    """The maps that a network would transfer, of unit length, for a set of images; ``attention_map`` of each layer.
+
+    Args:
+        model: any network; it is read in evaluation mode and left as found.
+        images: (N, 3, H, W), uint8 or float in [0, 1].
+        layers: names, as in ``model.named_modules()``.
+        p, reduce: see ``activation_map``.
+        batch_size: images at a time.
+
+    Returns:
+        layer name to (N, H_j, W_j), on the CPU.
+
+    Raises:
+        ValueError: layers that are not there, with the candidates; no images.
+
+    Example:
+        >>> from payattn.models import create
+        >>> maps = attention_maps(create("wrn-10-1", width=0.25), torch.rand(3, 3, 16, 16), ["group2"])
+        >>> maps["group2"].shape, maps["group2"].square().sum((1, 2))
+        (torch.Size([3, 4, 4]), tensor([1.0000, 1.0000, 1.0000]))
+    """
+    if not len(images):
+        raise ValueError("attention_maps needs at least one image")
+    check_layers(model, layers)
+    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
+    device = next(model.parameters(), images).device
+    for some in images.split(batch_size):
+        with _teaching(model), torch.no_grad(), tap(model, list(parts)) as found:
+            model(some.to(device))
+        for name, features in found.items():
+            parts[name].append(attention_map(features, p, reduce).cpu())
+    return {name: torch.cat(maps) for name, maps in parts.items()}
+
+
 # Objectives: what a training loop calls
 
 
@@ -1043,15 +1101,9 @@ class Distill(Objective):
 
     def _paired(self, layers: Sequence[str | tuple[str, str]]) -> dict[str, str]:
         """The teacher's layer of each of the student's."""
-        if isinstance(layers, str):
-            raise TypeError(f"layers must be a sequence of names or pairs, got the text {layers!r}; write [{layers!r}]")
-        both = [(item, item) if isinstance(item, str) else tuple(item) for item in layers]
-        if any(len(item) != 2 for item in both):
-            raise ValueError(f"layers must be names or pairs (teacher's layer, student's layer), got {layers!r}")
+        both = paired(layers)
         check_layers(self.teacher, [item[0] for item in both], "the teacher", self.size)
         check_layers(self.student, [item[1] for item in both], "the student", self.size)
-        if len({item[1] for item in both}) < len(both):
-            raise ValueError(f"each layer of the student may stand once, got {layers!r}")
         return {item[1]: item[0] for item in both}
 
     def _make_adapters(self, seed: int) -> nn.ModuleList:

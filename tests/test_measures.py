@@ -138,3 +138,29 @@ def test_top_5_agrees_with_the_accuracy_and_with_sorting() -> None:
     assert found["top-1 error"] == pytest.approx(1 - evaluate(net, DATA)["accuracy"])
     assert found["top-5 error"] == pytest.approx(1 - among) and 0 < among < 1
     assert found["top-5 error"] < found["top-1 error"]
+
+
+def test_the_cosine_of_maps_is_one_with_itself_and_agrees_with_a_sum_by_hand() -> None:
+    torch.manual_seed(0)
+    student, teacher = create("wrn-10-1", width=0.25).eval(), create("wrn-10-1", width=0.5).eval()
+    options = {"teacher": "p/t/teacher", "layers": ["group1", ["group0", "group2"]]}
+    asked: list[str] = []
+    found = measures.map_cosine(student, on(), options, lambda name: asked.append(name) or teacher)["here"]
+    assert asked == ["p/t/teacher"] and set(found) == {"group1", "group2"}
+    of = {who: net.groups(DATA.images) for who, net in (("student", student), ("teacher", teacher))}
+    maps = {key: [a.square().sum(1) for a in groups.values()] for key, groups in of.items()}
+    one, two = maps["student"][1].flatten(1), maps["teacher"][1].flatten(1)
+    cosines = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))
+    assert found["group1"]["cosine"] == pytest.approx(cosines.mean().item(), rel=1e-5)
+    assert found["group1"]["spread"] == pytest.approx(cosines.var(correction=0).sqrt().item(), rel=1e-3)
+    shifted = torch.cat([two[-1:], two[:-1]])
+    apart = (one * shifted).sum(1) / (one.norm(dim=1) * shifted.norm(dim=1))
+    assert found["group1"]["other image"] == pytest.approx(apart.mean().item(), rel=1e-5)
+    small, large = maps["student"][2], nn.functional.avg_pool2d(maps["teacher"][0], 4)
+    pooled = nn.functional.cosine_similarity(small.flatten(1), large.flatten(1))
+    assert found["group2"]["cosine"] == pytest.approx(pooled.mean().item(), rel=1e-4)
+    itself = measures.map_cosine(student, on(), {**options, "layers": ["group2"]}, lambda name: student)["here"]
+    assert itself["group2"]["cosine"] == pytest.approx(1, abs=1e-5) and itself["group2"]["spread"] < 1e-5
+    assert itself["group2"]["other image"] < 0.999
+    with pytest.raises(ValueError, match="no layer 'group3'; did you mean"):
+        measures.map_cosine(student, on(), {**options, "layers": ["group3"]}, lambda name: teacher)

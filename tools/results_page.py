@@ -38,11 +38,13 @@ SHOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "segmentation": (("jaccard", "corloc"), ()),
     "response": (("response", "mask", "closed", "open"), ()),
     "wrong-labels": ((), ("parts", "gain")),
+    "map-cosine": (("cosine", "other image"), ()),
 }
 WORDS = {
     "clean": "true labels answered", "wrong": "wrong labels answered", "true": "true class where the label is wrong",
     "accuracy_mapped": "by class name", "accuracy_by_index": "by class number", "jaccard": "Jaccard",
     "corloc": "CorLoc", "otsu": "Otsu", "mean": "mean threshold", "r2": "R²",
+    "cosine": "cosine with the teacher's map", "other image": "with its map of another image",
     "total_variation": "moved weight", "most": "moved at most",
     "slope": "slope, median", "slope_low": "slope, 5 %", "slope_high": "slope, 95 %",
 }  # fmt: skip
@@ -202,7 +204,7 @@ def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> 
 
 def number(values: Sequence[float], measure: str) -> str:
     """Mean and spread over seeds; shares in per cent."""
-    scale, digits = (1, 2) if measure in ("query", "response") else (100, 1)
+    scale, digits = {"query": (1, 2), "response": (1, 2), "map-cosine": (1, 3)}.get(measure, (100, 1))
     found = results.summary([{"value": value} for value in values], "value")
     spread = f" ± {scale * found['sd']:.{digits}f}" if found["sd"] is not None else ""
     return f"{scale * found['mean']:.{digits}f}{spread}"
