@@ -253,18 +253,16 @@ def wrong_labels(model: nn.Module, on: On, options: Mapping[str, Any], network: 
     """
     found: Measured = {}
     for name, (train, _) in on.items():
-        if train.clean_labels is None:
-            raise ValueError(f"{name}: the training set has no clean_labels; load it with label_noise")
-        n = min(options.get("n", 400), len(train))
+        true, n = noise.true_labels(train), min(options.get("n", 400), len(train))
         own = train.subset(slice(0, n))
-        parts = noise.gradient_parts(model.eval(), own.images, own.labels, train.clean_labels[:n])
+        parts = noise.gradient_parts(model.eval(), own.images, own.labels, true[:n])
         found[name] = {
             "memorised": noise.memorised(model, train),
             "parts": {
                 "clean": parts[0].norm().item(), "wrong": parts[1].norm().item(),
                 "cosine": F.cosine_similarity(*parts, dim=0).item(),
             },
-            "gain": _gains(model, train, train.clean_labels, n // 2),
+            "gain": _gains(model, train, true, n // 2),
         }  # fmt: skip
     return found
 
@@ -312,6 +310,8 @@ def response(model: nn.Module, on: On, options: Mapping[str, Any], network: Netw
 def top_5(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
     """How often the true class is not the first guess, and not among the first five, as on ImageNet.
 
+    Of equal logits the first counts as the higher, as in accuracy.
+
     Returns:
         per set ``centre crop``: ``top-1 error`` and ``top-5 error``, from 0 to 1.
     """
@@ -322,9 +322,9 @@ def top_5(model: nn.Module, on: On, options: Mapping[str, Any], network: Network
         own = test.subset(share_of(len(test), distributed.rank(), distributed.size()))
         with map_methods.frozen(model, gradients=False):
             for images, labels in batches(own, test.at_once):
-                logits = model(images.to(device)).float()
-                above = (logits > logits.gather(1, labels[:, None].to(device))).sum(1)
-                wrong += torch.stack([(above >= k).sum() for k in (1, 5)])
+                guesses = model(images.to(device)).float().argsort(dim=1, descending=True, stable=True)
+                known = guesses == labels[:, None].to(device)
+                wrong += torch.stack([(~known[:, :k].any(1)).sum() for k in (1, 5)])
         distributed.add_up(wrong)
         one, five = (wrong.double() / len(test)).tolist()
         found[name] = {"centre crop": {"top-1 error": one, "top-5 error": five}}

@@ -51,13 +51,24 @@ def forward_loss(logits: Tensor, labels: Tensor, matrix: Tensor) -> Tensor:
     return F.nll_loss(mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log(), labels)
 
 
-def _wrong(data: ImageSet) -> Tensor:
+def true_labels(data: ImageSet) -> Tensor:
+    """The labels before label noise, (N,).
+
+    Raises:
+        ValueError: the set has none.
+
+    Example:
+        >>> from payattn.data import glyphs
+        >>> data = glyphs(20, size=8, label_noise=0.5)
+        >>> torch.equal(true_labels(data), glyphs(20, size=8).labels)
+        True
+    """
     if data.clean_labels is None:
         raise ValueError(
             f"{data.name!r} has no clean_labels, so nobody knows which of its labels are wrong; load it with "
             "label_noise, as in pa.load('glyphs', label_noise=0.5)"
         )
-    return data.labels != data.clean_labels
+    return data.clean_labels
 
 
 def memorised(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[str, float]:
@@ -83,12 +94,13 @@ def memorised(model: nn.Module, data: ImageSet, batch_size: int = 500) -> dict[s
         >>> sorted(memorised(First(), glyphs(40, size=8, label_noise=0.5)))
         ['clean', 'true', 'wrong']
     """
-    wrong, device = _wrong(data).cpu(), device_of(model)
+    labels, clean, device = data.labels.cpu(), true_labels(data).cpu(), device_of(model)
+    wrong = labels != clean
     if wrong.all() or not wrong.any():
         raise ValueError(f"{data.name!r} must have some true and some wrong labels, got {int(wrong.sum())} wrong ones")
     with frozen(model), torch.no_grad():
         answers = torch.cat([model(part.to(device)).argmax(1).cpu() for part in data.images.split(batch_size)])
-    given, true = (answers == data.labels.cpu()).double(), (answers == data.clean_labels.cpu()).double()  # type: ignore[union-attr]
+    given, true = (answers == labels).double(), (answers == clean).double()
     return {
         "clean": given[~wrong].mean().item(),
         "wrong": given[wrong].mean().item(),

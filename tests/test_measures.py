@@ -164,3 +164,13 @@ def test_the_cosine_of_maps_is_one_with_itself_and_agrees_with_a_sum_by_hand() -
     assert itself["group2"]["other image"] < 0.999
     with pytest.raises(ValueError, match="no layer 'group3'; did you mean"):
         measures.map_cosine(student, on(), {**options, "layers": ["group3"]}, lambda name: teacher)
+
+
+def test_a_network_that_tells_no_class_from_another_guesses_the_first_ones() -> None:
+    class Same(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), len(DATA.classes))
+
+    found = measures.top_5(Same(), on(), {}, nobody)["here"]["centre crop"]
+    assert found == pytest.approx({f"top-{k} error": (DATA.labels >= k).double().mean().item() for k in (1, 5)})
+    assert found["top-1 error"] == pytest.approx(1 - evaluate(Same(), DATA)["accuracy"]) and found["top-5 error"] > 0
