@@ -181,10 +181,7 @@ def spatial_gradient(logits: Tensor, upstream: Tensor) -> Tensor:
 
     ``h = M (1 - M) dL/dM``, and ``dL/dz = (h - mean(h) - s mean(s h)) / std``, means over the positions of a channel.
     """
-    variance, mean = torch.var_mean(logits, dim=(2, 3), correction=0, keepdim=True)
-    std = (variance + 1e-5).sqrt()
-    s = (logits - mean) / std
-    h = s.sigmoid() * (1 - s.sigmoid()) * upstream
+    s, h, std = _spatial_parts(logits, upstream)
     return (h - h.mean((2, 3), keepdim=True) - s * (s * h).mean((2, 3), keepdim=True)) / std
 
 
