@@ -262,6 +262,7 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
             f"{path} does not say how to build its network; build it yourself and call load_weights(model, path)"
         )
     spec = metadata["model"]
-    model = create(spec["name"], spec["classes"], **spec["options"])
+    options = {**spec["options"], **({"pretrained": False} if "pretrained" in spec["options"] else {})}
+    model = create(spec["name"], spec["classes"], **options)  # its weights come from here, not from elsewhere
     _load_into(model, under("model", tensors), path)
     return model.eval()

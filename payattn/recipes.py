@@ -23,6 +23,7 @@ small form over both, key by key.  The id of a row is ``<paper>/<table>/<row>``.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
@@ -60,12 +61,12 @@ BY_BATCHES = ("accuracy", "top-5")
 TEACHER_WEIGHTS = ("trained", "initial")
 CACHED = 2e9
 """Bytes that what a teacher says may take in memory; where it is more, the teacher is asked for every batch."""
-TAGS = ("code", "review", "recall-hi", "recall-med")
-"""Sources of published numbers, best first: the authors' code, the reviews, memory of the paper.
+TAGS = ("code", "review", "recall-hi", "recall-med", "peer")
+"""Sources of published numbers: the authors' code, the reviews, memory of the paper; another group's own runs.
 
 A number that is remembered only vaguely is not in any recipe.
 """
-MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡"}
+MARKS = {"code": "", "review": "", "recall-hi": "†", "recall-med": "‡", "peer": "§"}
 """How a published number is marked by its source."""
 BUDGETS = ("quick", "gpu", "check")
 
@@ -277,13 +278,20 @@ def _check(recipe: Recipe) -> None:
         choose("published key", key, PUBLISHED_KEYS)
     if recipe.published:
         choose("published tag", recipe.published.get("tag", ""), TAGS)
-    _check_options(recipe.model, json.dumps(dict(recipe.options), sort_keys=True))
+    _blank(recipe.model, json.dumps(dict(recipe.options)))
 
 
 @cache  # many rows share a network, and the deep ones take a second
-def _check_options(model: str, options: str) -> None:
-    with torch.device("meta"):  # builds nothing, but finds an option the network does not have
-        create(model, 2, **json.loads(options))
+def _blank(model: str, options: str) -> nn.Module | None:
+    """A network without weights, which finds an option that it does not have; None without its torchvision."""
+    given = json.loads(options)
+    if given.get("pretrained"):
+        given["pretrained"] = False  # nothing is loaded to look at a recipe
+    try:
+        with torch.device("meta"):
+            return create(model, 2, **given)
+    except ImportError:
+        return None
 
 
 def _check_transfer(recipe: Recipe, root: Path) -> Recipe:
@@ -302,14 +310,24 @@ def _check_transfer(recipe: Recipe, root: Path) -> Recipe:
     if bool(recipe.teacher) != (kind in ("", "gradient")):
         raise ValueError(f"transfer {kind or 'by Distill'!r} has no teacher; leave it out" if recipe.teacher else
                          "transfer needs a teacher: teacher = \"TABLE/ROW\"")  # fmt: skip
-    teacher = None
     if recipe.teacher:
         teacher = _teacher(recipe, root)
         recipe = replace(recipe, teacher=teacher.id)
-    with torch.device("meta"):  # finds layers and values that do not fit
-        blank = None if teacher is None else create(teacher.model, 2, **teacher.options)
-        objective(recipe, create(recipe.model, 2, **recipe.options), blank)
+        who = (teacher.model, json.dumps(dict(teacher.options)))
+    else:
+        who = ("", "{}")
+    _check_objective(recipe.model, json.dumps(dict(recipe.options)), *who, json.dumps(dict(recipe.transfer)))
     return recipe
+
+
+@cache
+def _check_objective(model: str, options: str, teacher: str, teacher_options: str, transfer: str) -> None:
+    """Find layers and values that do not fit."""
+    student, other = _blank(model, options), _blank(teacher, teacher_options) if teacher else None
+    if student is None or (teacher and other is None):
+        return
+    with torch.device("meta"):
+        objective(Recipe("", model, "", Settings(), transfer=json.loads(transfer)), copy.deepcopy(student), other)
 
 
 def _teacher(recipe: Recipe, root: Path | None = None) -> Recipe:

@@ -892,8 +892,8 @@ def attention_maps(
     Example:
         >>> from payattn.models import create
         >>> maps = attention_maps(create("wrn-10-1", width=0.25), torch.rand(3, 3, 16, 16), ["group2"])
-        >>> maps["group2"].shape, maps["group2"].square().sum((1, 2))
-        (torch.Size([3, 4, 4]), tensor([1.0000, 1.0000, 1.0000]))
+        >>> maps["group2"].shape, bool(maps["group2"].square().sum((1, 2)).allclose(torch.ones(3)))
+        (torch.Size([3, 4, 4]), True)
     """
     if not len(images):
         raise ValueError("attention_maps needs at least one image")

@@ -23,6 +23,7 @@ REPRESENTATIVE = [
     "vgg-gap", "vgg-pan", "vgg-att3-indep-additive", "rn-164", "rn-164-att2-concat-dp", "attention-56", "wrn-10-1",
     "nin-thin", "mobile-v2",
 ]  # fmt: skip
+ACTIVATIONS = ("wrn-", "nin-", "mobile-", "resnet-")  # networks of Attention Transfer
 RESIDUAL = ("attention-", "attentionnext-", "attentioninception-")  # Residual Attention Networks
 
 
@@ -33,7 +34,7 @@ def small(name: str) -> dict[str, Any]:
         if name.endswith("-imagenet"):
             return shallow | {"width": 0.125 if "inception" in name else 0.03125}
         return shallow | {"width": 0.125, "stem": 4}
-    if name.startswith("wrn-"):
+    if name.startswith(("wrn-", "resnet-")):
         return {"width": 0.125}
     if name.startswith("mobile-"):
         return {"width": 0.15}  # with one channel its 1x1 convolutions only scale, which batch norm undoes
@@ -41,13 +42,15 @@ def small(name: str) -> dict[str, Any]:
 
 
 def tiny(name: str, *, seed: int = 0, **options: Any) -> Any:
+    if name.startswith("resnet-"):
+        pytest.importorskip("torchvision")
     torch.manual_seed(seed)
     return create(name, 5, **(small(name) | options))
 
 
 def softmax_levels(name: str) -> tuple[str, ...]:
     """Levels whose map sums to one; class activation maps, masks of sigmoids and activation maps do not."""
-    levels: tuple[str, ...] = () if name.startswith((*RESIDUAL, "wrn-", "nin-", "mobile-")) else tiny(name).levels
+    levels: tuple[str, ...] = () if name.startswith((*RESIDUAL, *ACTIVATIONS)) else tiny(name).levels
     return {"vgg-gap": (), "vgg-pan": ("layer13",)}.get(name, levels)
 
 
@@ -102,6 +105,8 @@ def test_any_height_and_width_goes(name: str) -> None:
         shapes = [(-(-height // k), -(-width // k)) for k in (1, 2, 4)][-len(maps) :] if maps else []
         if name.startswith("nin-"):  # its pools round down
             shapes = [(max(1, height // k), max(1, width // k)) for k in (1, 2, 4)]
+        if name.startswith("resnet-"):
+            shapes = [(-(-height // k), -(-width // k)) for k in (4, 8, 16, 32)]
         if name.startswith("mobile-"):
             shapes = [(-(-height // k), -(-width // k)) for k in (2, 4, 8, 16)]
         assert [tuple(a.shape[1:]) for a in maps.values()] == shapes

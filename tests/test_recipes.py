@@ -140,7 +140,7 @@ def recipes_data() -> ImageSet:
 
 def test_no_published_number_comes_from_a_vague_memory() -> None:
     tags = {recipes.get(name).published.get("tag") for name in EVERY}
-    assert tags == {None, "code", "review", "recall-hi", "recall-med"}
+    assert tags == {None, "code", "review", "recall-hi", "recall-med", "peer"}
     assert "lo" not in "".join(recipes.TAGS).replace("recall-", "")
 
 
@@ -696,3 +696,48 @@ def test_our_tables_of_attention_transfer_spend_one_budget_per_network() -> None
         assert all(replace(row.settings, lr=1.0) == replace(rows[0].settings, lr=1.0) for row in rows)
         assert not any(row.published for row in rows)
         assert all(bool(row.transfer) == bool(row.teacher) for row in rows)
+
+
+def test_the_tables_of_attention_transfer_hold_the_papers_numbers_and_settings() -> None:
+    rows = {name.split("/")[-1]: recipes.get(name) for name in recipes.list_recipes("at-cifar10/*")}
+    expected = {
+        "nin-thin-from-nin-wide": (9.38, 8.93, 9.05, 8.55, 8.33, 7.28),
+        "16-1-from-16-2": (8.77, 7.93, 8.51, 7.41, 7.51, 6.31),
+        "16-1-from-40-1": (8.77, 8.25, 8.62, 8.39, 8.01, 6.58),
+        "16-2-from-40-2": (6.31, 5.85, 6.24, 6.08, 5.71, 5.23),
+    }
+    for pair, numbers in expected.items():
+        ways = [rows[f"{way}-{pair}"] for way in ("at", "full-activation", "kd", "at-kd")]
+        student, teacher = ways[0].model, ways[0].teacher.split("/")[-1]
+        assert {(way.model, way.teacher) for way in ways} == {(student, f"attention-transfer/at-cifar10/{teacher}")}
+        assert [r.published["error"] for r in (rows[student], *ways, rows[teacher])] == list(numbers)
+    ways = [rows[f"at-{way}-16-1-from-16-2"] for way in ("group0", "group1", "group2", "sum1", "sum4", "max1")]
+    assert [way.published["error"] for way in ways] == [8.11, 7.96, 7.97, 7.99, 8.09, 8.08]
+    s = rows["wrn-16-1"].settings
+    assert (s.epochs, s.batch_size, s.nesterov, s.weight_decay, s.reset_momentum) == (200, 128, False, 5e-4, True)
+    rates = [learning_rate(s, epoch, 0, 391) for epoch in (59, 60, 119, 120, 159, 160, 200)]
+    assert rates == pytest.approx([0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+    confirmed = {name for name, row in rows.items() if "confirmed" in row.published}
+    assert {row.published["tag"] for name, row in rows.items() if name in confirmed} == {"recall-hi"}
+    assert len(confirmed) == 10
+
+
+def test_the_other_tables_of_attention_transfer_hold_their_numbers() -> None:
+    expected = {
+        "at-cifar10-gradient": {"student": 13.5, "min-l2": 12.5, "gradient": 12.1, "kd": 12.1, "symmetry": 11.8,
+                                "activation": 11.2},
+        "at-cub": {"student": 28.5, "kd": 27, "at": 27, "teacher": 26.5},
+        "at-scenes": {"student": 28.2, "kd": 28.1, "at": 27.1, "teacher": 26},
+        "at-imagenet": {"student": 30.4, "at": 29.3, "resnet-34": 26.1},
+    }  # fmt: skip
+    for table, errors in expected.items():
+        rows = [recipes.get(name) for name in recipes.list_recipes(f"{table}/*")]
+        assert {r.id.split("/")[-1]: r.published["error"] for r in rows if r.published} == errors
+    imagenet = recipes.get("at-imagenet/at").settings
+    rates = [learning_rate(imagenet, epoch, 0, 5005) for epoch in (29, 30, 60, 90)]
+    assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001]) and imagenet.batch_size == 256
+    slow = recipes.get("at-cifar10-gradient/gradient").settings
+    assert [learning_rate(slow, epoch, 0, 9) for epoch in (1, 5, 6, 60)] == pytest.approx([0.01, 0.01, 0.05, 0.01])
+    assert slow.weight_decay == 0
+    others = [recipes.get(name).published for name in recipes.list_recipes("at-cifar100/*")]
+    assert {row["tag"] for row in others if row} == {"peer"}, "no number there is the paper's"

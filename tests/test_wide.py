@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from payattn import cost
+from payattn.checkpoint import load_model, save_weights
 from payattn.models import NIN, ImageNetResNet, InvertedResidual, WideBlock, WideResNet, create, list_models
 from payattn.models.nin import THIN, WIDE, mean_pool
 from payattn.transfer import Distill, activation_map
@@ -323,6 +324,8 @@ def test_weights_that_cannot_be_had_say_where_they_belong(monkeypatch: pytest.Mo
         ImageNetResNet(depth=50)
     with pytest.raises(ValueError, match="BatchNorm in their shortcuts"):
         ImageNetResNet(depth=18, pretrained=True, shortcut_bn=False)
+    with pytest.raises(ValueError, match=r"pretrained weights are those of width 1, got width 0\.5"):
+        ImageNetResNet(depth=18, pretrained=True, width=0.5)
 
 
 # MobileNetV2 for small images
@@ -373,3 +376,24 @@ def test_a_mobilenet_meets_the_maps_of_a_wide_network_at_two_sizes() -> None:
     teacher, student = tiny("wrn-10-1").groups(pictures(1, 24, 24)), tiny("mobile-v2").stages(pictures(1, 24, 24))
     assert [a.shape[2:] for a in (teacher["group1"], teacher["group2"])] == [
         a.shape[2:] for a in (student["stage1"], student["stage2"])]  # fmt: skip
+
+
+def test_a_narrow_resnet_has_the_stages_of_torchvisions_and_is_one_where_the_width_is_one(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    wide, narrow = bare("resnet-18", 5), bare("resnet-18", 5, width=0.25)
+    assert list(narrow.state_dict())[-2:] == list(wide.state_dict())[-2:] == ["head.weight", "head.bias"]
+    x = torch.zeros(1, 3, 64, 64, device="meta")
+    for net, c in ((narrow, 16), (wide, 64)):
+        shapes = [tuple(a.shape[1:]) for a in net.stages(x).values()]
+        assert shapes == [(c, 16, 16), (2 * c, 8, 8), (4 * c, 4, 4), (8 * c, 2, 2)]
+    assert cost.parameters(bare("resnet-34", 200)) == 21_387_272
+    assert cost.parameters(bare("resnet-18", 67)) == 11_210_883
+
+
+def test_a_checkpoint_of_a_finetuned_network_needs_no_pretrained_weights(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    net = create("resnet-18", 5, width=0.125)
+    net.spec["options"]["pretrained"] = True
+    save_weights(net, tmp_path / "net.safetensors")
+    again = load_model(tmp_path / "net.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))

@@ -65,7 +65,8 @@ make pages
 
 Marks: † recalled from the paper with high confidence, ‡ with medium confidence. A marked number was not read off the
 paper while this book was written: look it up before you cite it. *Also in* names an independent report that states
-the same number. Errors and accuracies are top-1 on the test set, in per cent.
+the same number. § is no number of the paper's: another group measured it. Errors and accuracies are top-1 on the test
+set, in per cent.
 """
 
 

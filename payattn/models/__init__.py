@@ -7,7 +7,7 @@ images (N, 3, H, W), uint8 or float in [0, 1], of any H x W, and returns logits 
 
 ``colour`` holds the first layers, ``base`` what the networks share, ``vgg`` and ``resnet`` the networks of Learn To Pay
 Attention, ``residual`` those of the Residual Attention Network, ``wide``, ``nin`` and ``mobile`` those of Attention
-Transfer; ``imagenet`` holds ResNet-18 and -34, which need torchvision and are not registered.
+Transfer; ``imagenet`` holds ResNet-18 and -34, which need torchvision when they are built.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def _registry() -> dict[str, Callable[..., Classifier]]:
         models[name] = partial(NIN, channels=channels, bn=True)
         models[f"{name}-nobn"] = partial(NIN, channels=channels, bn=False)
     models["mobile-v2"] = MobileNetV2
+    for depth in (18, 34):  # they need torchvision when they are built
+        models[f"resnet-{depth}"] = partial(ImageNetResNet, depth=depth)
     return models
 
 
@@ -102,7 +104,7 @@ def create(name: str, classes: int = 10, **options: Any) -> Classifier:
         classes: number of classes C.
         options: arguments of the network's class, such as ``width=0.125`` for a CPU, ``dropout=0`` or
             ``norm="sigmoid-sum"`` (see ``VGGAttention``, ``VGGPAN``, ``ResNetAttention``, ``CIFARAttention``,
-            ``ImageNetAttention``, ``WideResNet``, ``NIN`` and ``MobileNetV2``).
+            ``ImageNetAttention``, ``WideResNet``, ``NIN``, ``MobileNetV2`` and ``ImageNetResNet``).
 
     Returns:
         The network, in training mode. Its ``spec`` holds name, classes and options, so that a checkpoint can

@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-34 for ImageNet and for fine-tuning, from torchvision, as Attention Transfer uses them.
 
-They are not registered, because torchvision is no dependency of this package: ``pip install torchvision``, then
-``ImageNetResNet(200, depth=34, pretrained=True)``.
+``create("resnet-34", 200, pretrained=True)`` needs torchvision, which is no dependency of this package and is imported
+when a network is built: ``pip install torchvision``.
 """
 
 from __future__ import annotations
@@ -62,6 +62,20 @@ def pretrained_weights(depth: int, source: str | PathLike[str] | bool = True) ->
         ) from error
 
 
+def _body(depth: int, width: float) -> Any:
+    """torchvision's network, its stages narrower or wider by a factor."""
+    models = _torchvision().models
+    if width == 1:
+        return getattr(models, f"resnet{depth}")()
+
+    class Scaled(models.ResNet):  # type: ignore[misc,name-defined]
+        def _make_layer(self, block: Any, planes: int, *rest: Any, **options: Any) -> nn.Sequential:
+            stage: nn.Sequential = super()._make_layer(block, int(planes * width) or 1, *rest, **options)
+            return stage
+
+    return Scaled(models.resnet.BasicBlock, {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth])
+
+
 class ImageNetResNet(Classifier):
     """torchvision's ResNet behind this package's first layer: images are RGB in [0, 1] or uint8, as everywhere here.
 
@@ -70,15 +84,17 @@ class ImageNetResNet(Classifier):
     Args:
         classes: C; other than 1000 gets a new linear layer.
         depth: 18 or 34.
+        width: factor on the channels of the stages; the stem keeps its 64.  1 is torchvision's network.
         pretrained: False, True, or a file, see ``pretrained_weights``.
         shortcut_bn: False leaves the BatchNorm out of the shortcuts, as the authors' own ResNet-18; not with
             ``pretrained``.
         fixed: as in the paper's fine-tuning: no BatchNorm learns or counts, and ``layer1`` does not learn.
+        dropout: without use here (the network has none); it must still lie in [0, 1].
         mean, std, colour: of the first layer.
 
     Raises:
         ImportError: without torchvision.
-        ValueError: another depth, or pretrained weights without their shortcuts.
+        ValueError: another depth, pretrained weights without their shortcuts or for another width.
         FileNotFoundError, ConnectionError: weights that cannot be had, see ``pretrained_weights``.
 
     Source: He et al. 2016; Attention Transfer, experiments on ImageNet and fine-tuning.
@@ -94,16 +110,18 @@ class ImageNetResNet(Classifier):
     levels = STAGES
 
     def __init__(
-        self, classes: int = 1000, *, depth: int = 34, pretrained: str | PathLike[str] | bool = False,
-        shortcut_bn: bool = True, fixed: bool = False, mean: Numbers | None = MEAN, std: Numbers | None = STD,
-        colour: str = "rgb",
+        self, classes: int = 1000, *, depth: int = 34, width: float = 1.0, dropout: float = 1.0,
+        pretrained: str | PathLike[str] | bool = False, shortcut_bn: bool = True, fixed: bool = False,
+        mean: Numbers | None = MEAN, std: Numbers | None = STD, colour: str = "rgb",
     ) -> None:  # fmt: skip
-        super().__init__(classes, 1.0, 1.0, mean, std, colour)
+        super().__init__(classes, width, dropout, mean, std, colour)
         if depth not in (18, 34):
             raise ValueError(f"depth must be 18 or 34, got {depth}")
         if pretrained and not shortcut_bn:
             raise ValueError("the pretrained weights have BatchNorm in their shortcuts; leave shortcut_bn=True")
-        body = getattr(_torchvision().models, f"resnet{depth}")()
+        if pretrained and width != 1:
+            raise ValueError(f"the pretrained weights are those of width 1, got width {width}")
+        body = _body(depth, width)
         if pretrained:
             body.load_state_dict(pretrained_weights(depth, pretrained))
         self.stem = nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
@@ -112,7 +130,8 @@ class ImageNetResNet(Classifier):
             if not shortcut_bn and stage[0].downsample is not None:
                 stage[0].downsample[1] = nn.Identity()
             self.add_module(name, stage)
-        self.head = body.fc if classes == 1000 else nn.Linear(body.fc.in_features, classes)
+        own = classes == 1000 and width == 1
+        self.head = body.fc if own else nn.Linear(int(512 * width) or 1, classes)
         self.fixed = fixed
         if fixed:
             for part in (self.get_submodule("layer1"), *self._norms()):
