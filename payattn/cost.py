@@ -21,7 +21,8 @@ __all__ = ["Layer", "layers", "multiply_adds", "parameters", "saved_bytes", "tot
 
 Result = TypeVar("Result")
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_NORM)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED, *_NORM)
 
 
 class Layer(NamedTuple):
@@ -57,8 +58,9 @@ def layers(model: nn.Module, *shape: int) -> dict[str, Layer]:
     """Count every convolution, linear layer and BatchNorm while one input passes through.
 
     A convolution or linear layer with weight W, whose output has n positions, costs ``n |W|`` multiply-adds: every
-    element of the weight is used once at every position. Biases, BatchNorm, ReLU, pooling, resizing, sigmoids, and
-    sums and products of tensors are not counted, as is usual where papers say FLOPs.
+    element of the weight is used once at every position; for a transposed convolution n is that of its input. Biases,
+    BatchNorm, ReLU, pooling, resizing, sigmoids, and sums and products of tensors are not counted, as is usual where
+    papers say FLOPs.
 
     Args:
         model: any module; every part of it is left as it was. It may live on the meta device.
@@ -86,7 +88,8 @@ def layers(model: nn.Module, *shape: int) -> dict[str, Layer]:
     def record(name: str) -> Callable[..., None]:
         def hook(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
             before = found.get(name, Layer("", 0, 0, 0, 0))
-            positions = 0 if isinstance(layer, _NORM) else out.numel() // layer.weight.shape[0]  # weight: (C_out, ...)
+            side = inputs[0] if isinstance(layer, _TRANSPOSED) else out  # weight: (C_in, ...), or (C_out, ...)
+            positions = 0 if isinstance(layer, _NORM) else side.numel() // layer.weight.shape[0]
             found[name] = Layer(
                 type(layer).__name__, parameters(layer), before.multiply_adds + positions * layer.weight.numel(),
                 before.read + inputs[0].numel(), before.written + out.numel(),

@@ -27,6 +27,14 @@ def test_one_convolution_by_hand() -> None:
     }
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_uses_its_weights_once_at_every_position_of_its_input(groups: int) -> None:
+    net = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 4, 5, 7))
+    assert cost.multiply_adds(net, 4, 5, 7) == 5 * 7 * 4 * 6 * 9 // groups == counter.get_total_flops() // 2
+
+
 def test_linear_layers_count_every_row_they_read_and_norms_cost_nothing() -> None:
     net = nn.Sequential(nn.Flatten(2), nn.Linear(12, 5), nn.BatchNorm1d(3))
     found = cost.layers(net, 3, 3, 4)
