@@ -25,6 +25,7 @@ from payattn import create, glyphs
 from payattn.cost import saved_bytes
 from payattn.data import Augment, ImageSet, batches
 from payattn.train import autocast_dtype, fit, pick_device
+from payattn.transfer import Distill
 
 NETWORK = "vgg-att2-concat-pc"
 BATCH = 128
@@ -159,6 +160,65 @@ def attention_steps(images: Tensor, labels: Tensor, turns: int) -> Iterator[dict
     yield row | {"kept": kept[0] / kept[1]}
 
 
+GROUPS = ("group0", "group1", "group2")
+BETA = 1e3
+
+
+def plain_transfer_loss(teacher: Any, student: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Attention transfer as the authors' code writes it: powers and means, the teacher asked for every batch."""
+
+    def at(x: Tensor) -> Tensor:
+        return nn.functional.normalize(x.pow(2).mean(1).view(x.size(0), -1))
+
+    with torch.no_grad():
+        taught = teacher.groups(inputs)
+    learned = student.groups(inputs)
+    pooled = torch.relu(student.norm(learned[GROUPS[-1]])).mean(dim=(2, 3))
+    loss = nn.functional.cross_entropy(student.head(pooled), labels)
+    return loss + BETA * sum((at(learned[g]) - at(taught[g])).pow(2).mean() for g in GROUPS)
+
+
+def transfer_stepper(
+    teacher: nn.Module, student: nn.Module, images: Tensor, labels: Tensor, steps: int, way: str
+) -> Callable[[], int]:
+    """Training steps of a student on one batch: ``"plain"``, ``"ours"`` as fit does them, or ``"cached"``."""
+    device, fast = images.device, way != "plain"
+    dtype = autocast_dtype("auto", device) if fast else None
+    teacher, student = copy.deepcopy(teacher).to(device).eval(), copy.deepcopy(student).to(device).train()
+    inputs = images.float() / 255
+    if fast:
+        inputs = images.to(memory_format=torch.channels_last)
+        teacher, student = (net.to(memory_format=torch.channels_last) for net in (teacher, student))  # type: ignore[call-overload]
+    distill = Distill(teacher, student, GROUPS, beta=BETA)
+    if way == "cached":
+        distill.cache(images)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def work() -> int:
+        for _ in range(steps):
+            if fast:
+                with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                    loss, _ = distill.loss(inputs, labels)
+            else:
+                loss = plain_transfer_loss(teacher, student, inputs, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return steps * len(labels)
+
+    return work
+
+
+def transfer_steps(images: Tensor, labels: Tensor, turns: int, steps: int) -> Iterator[dict[str, Any]]:
+    """Steps of WRN-16-1 under WRN-16-2 by three groups, images of 32 px: ours, and with the teacher's answers kept."""
+    teacher, student = create("wrn-16-2", 10), create("wrn-16-1", 10)
+    plain, ours, cached = (
+        transfer_stepper(teacher, student, images, labels, steps, way) for way in ("plain", "ours", "cached")
+    )
+    yield pair("attention transfer", ours, plain, images.device, turns)
+    yield pair("  its cache", cached, plain, images.device, turns)
+
+
 def measure(device: torch.device, turns: int, images: int, width: float, workers: int) -> Iterator[dict[str, Any]]:
     """All pairs, one after the other."""
     data = glyphs(images, seed=0).to(device)
@@ -174,6 +234,7 @@ def measure(device: torch.device, turns: int, images: int, width: float, workers
     yield pair("input, flip and crop", ours, reader(lambda: loader, device), device, turns)
     yield pair("one epoch", our_epoch(model, data, device), plain_epoch(model, data, device, workers), device, turns)
     yield from attention_steps(first[: 128 if device.type == "cuda" else 16], labels, min(turns, 3))
+    yield from transfer_steps(first, labels, turns, steps // 4)
     speed = [clock(lambda: len(glyphs(images, seed=1, device=str(device))), device) for _ in range(turns)]
     yield {"what": "glyphs drawn", "ours": statistics.median(speed)}
 
