@@ -46,7 +46,14 @@ def test_a_transfer_step_of_the_bench_trains_the_student_alone(way: str, monkeyp
     data = glyphs(8, size=16, seed=0)
     copies: list[Any] = []
     deepcopy = copy.deepcopy
-    monkeypatch.setattr(bench.copy, "deepcopy", lambda net: copies.append(deepcopy(net)) or copies[-1])
+
+    def keep(value: Any, *memo: Any) -> Any:
+        made = deepcopy(value, *memo)
+        if not memo:
+            copies.append(made)
+        return made
+
+    monkeypatch.setattr(bench.copy, "deepcopy", keep)
     assert bench.transfer_stepper(teacher, student, data.images, data.labels, 2, way)() == 16
     same = [all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
             for one, two in zip(copies, (teacher, student), strict=True)]  # fmt: skip

@@ -25,6 +25,7 @@ from payattn import checkpoint, cli, distributed, recipes
 from payattn.data import Augment, FileSet, ImageSet, batches, glyphs
 from payattn.models import create
 from payattn.train import Settings, evaluate, fit
+from payattn.transfer import Distill
 
 FIT: dict[str, Any] = {"lr": 0.05, "amp": "off", "device": "cpu", "progress": False}
 AUGMENT = Augment(flip="random", pad=1, cutout=2, pca=0.1)
@@ -37,6 +38,14 @@ options = { width = 0.03125, dropout = 0.0 }
 settings = { epochs = 2, batch_size = 10, lr = 0.01, amp = "off" }
 [rows.pc]
 model = "vgg-att2-concat-pc"
+[rows.teacher]
+model = "wrn-10-1"
+options = { width = 0.25 }
+[rows.at]
+model = "wrn-10-1"
+options = { width = 0.25 }
+teacher = "tiny/teacher"
+transfer = { layers = ["group1"], beta = 100 }
 """
 
 
@@ -100,6 +109,16 @@ def residual(folder: Path) -> dict[str, Any]:
     return outcome(net, fit(net, data, glyphs(5, size=24, seed=1), epochs=1, batch_size=8, augment=AUGMENT, **FIT))
 
 
+def taught(folder: Path) -> dict[str, Any]:
+    """A student that learns from a teacher, whose answers each process keeps; double precision, as in ``residual``."""
+    torch.manual_seed(0)
+    teacher, student = (create("wrn-10-1", 3, width=width).double() for width in (0.25, 0.125))
+    data = stripes(19)
+    distill = Distill(teacher, student, ["group1", "group2"], beta=10, kd=0.5, schedule="linear")
+    distill.cache(data)
+    return outcome(student, fit(student, data, stripes(7, 1), epochs=2, batch_size=8, loss=distill, **FIT))
+
+
 def half_precision(folder: Path) -> dict[str, Any]:
     net = Net()
     return outcome(net, fit(net, stripes(16), epochs=2, batch_size=8, **FIT | {"amp": "bf16"}))
@@ -129,9 +148,9 @@ def picture_files(folder: Path) -> FileSet:
 
 
 SAME: dict[str, Callable[[Path], dict[str, Any]]] = {
-    f.__name__: f for f in (uneven, other_loss, residual, half_precision, files)
+    f.__name__: f for f in (uneven, other_loss, residual, taught, half_precision, files)
 }
-TOLERANCE = {"residual": 1e-10, "half_precision": 2e-2}
+TOLERANCE = {"residual": 1e-10, "taught": 1e-6, "half_precision": 2e-2}
 """Of weights and statistics, absolute; 2e-5 for the others, which compute in float32."""
 
 
@@ -230,7 +249,8 @@ def command(folder: Path) -> dict[str, Any]:
     given = ["train", "tiny/pc", "--device", "cpu", "--results", str(folder / "results")]
     given += ["--checkpoint", str(folder / "runs")]
     wrong = [*given, "--data", str(folder / "nothing.npz"), "--force"]
-    return {"codes": [cli.main(arguments) for arguments in (given, given, wrong)]}
+    by_teacher = ["train", "tiny/at", *given[2:]]
+    return {"codes": [cli.main(arguments) for arguments in (given, given, wrong, by_teacher)]}
 
 
 def main(what: str, folder: Path) -> None:
@@ -344,12 +364,24 @@ def test_an_error_reaches_all_processes(launched, name: str, message: str) -> No
 
 def test_the_command_writes_and_speaks_once(launched, folder: Path) -> None:
     said = launched[1]
-    assert [found["command"]["codes"] for found in launched[0]] == [[0, 0, 2], [0, 0, 2]]
-    assert said.count("weights in ") == 1
+    assert [found["command"]["codes"] for found in launched[0]] == [[0, 0, 2, 0], [0, 0, 2, 0]]
+    assert said.count("weights in ") == 2
     assert said.count("is recorded already; --force runs it again") == 1
     result = json.loads((folder / "results" / "paper" / "tiny" / "pc" / "seed0.json").read_text())
     assert result["environment"]["processes"] == 2
     assert result["data"]["test"]["images"] == result["final"]["n"] == 9
+
+
+def test_the_command_trains_a_teacher_and_then_its_student_as_one_process_does(
+    launched, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "folder", lambda: folder / "recipes")
+    two = json.loads((folder / "results" / "paper" / "tiny" / "at" / "seed0.json").read_text())
+    assert two["environment"]["processes"] == 2 and two["transfer"]["teacher"] == "paper/tiny/teacher"
+    assert (folder / "runs" / "paper" / "tiny" / "teacher" / "seed0.safetensors").is_file()
+    one = recipes.run(recipes.get("tiny/at"), 0, device="cpu", results_root=None, progress=False)
+    losses = [[epoch["loss"] for epoch in run["epochs"]] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
 def test_a_run_killed_in_an_epoch_and_started_again_gives_the_same_bits(launched, folder: Path) -> None:
