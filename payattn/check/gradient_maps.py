@@ -154,9 +154,10 @@ def two_terms(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[list[Tensor]
     weights, x = list(model.parameters()), x.detach().clone().requires_grad_()
     z = model(x)
     d = z.softmax(dim=1) - F.one_hot(labels, z.shape[1])
-    (j,) = torch.autograd.grad(z, x, d.detach(), create_graph=True)
+    held = d.detach().requires_grad_()
+    (j,) = torch.autograd.grad(z, x, held, create_graph=True)  # linear in held: its derivative with J in front is G J
     chain = torch.autograd.grad(j, weights, j.detach(), retain_graph=True, allow_unused=True)
-    moved = torch.func.jvp(model, (x.detach(),), (j.detach(),))[1].detach()  # (dz/dx) J
+    (moved,) = torch.autograd.grad(j, held, j.detach(), retain_graph=True)
     curvature = torch.autograd.grad(d, weights, moved, allow_unused=True)
 
     def filled(gradients: Sequence[Tensor | None]) -> list[Tensor]:
