@@ -24,6 +24,7 @@ def test_a_recorded_run_followed_its_recipe_from_a_clean_checkout(run: dict[str,
     assert run["model"]["name"] == recipe.model
     assert Settings.from_dict({**run["settings"], "seed": 0}) == recipe.settings
     assert len(run["epochs"]) == recipe.settings.epochs
+    assert run.get("transfer", {}) == recipes.transferred(recipe)
     assert run["environment"]["commit"] and not run["environment"]["dirty"]
 
 
