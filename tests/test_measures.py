@@ -147,7 +147,7 @@ def test_the_cosine_of_maps_is_one_with_itself_and_agrees_with_a_sum_by_hand() -
     asked: list[str] = []
     found = measures.map_cosine(student, on(), options, lambda name: asked.append(name) or teacher)["here"]
     assert asked == ["p/t/teacher"] and set(found) == {"group1", "group2"}
-    of = {who: net.groups(DATA.images) for who, net in (("student", student), ("teacher", teacher))}
+    of = {who: net.stages(DATA.images) for who, net in (("student", student), ("teacher", teacher))}
     maps = {key: [a.square().sum(1) for a in groups.values()] for key, groups in of.items()}
     one, two = maps["student"][1].flatten(1), maps["teacher"][1].flatten(1)
     cosines = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))

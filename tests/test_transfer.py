@@ -654,7 +654,7 @@ def test_layers_are_read_in_one_pass_and_the_network_is_left_as_found() -> None:
     with tap(net, GROUPS) as found:
         logits = net(images)
     assert torch.equal(logits, net(images))
-    for name, expected in net.groups(images).items():
+    for name, expected in net.stages(images).items():
         assert torch.equal(found[name], expected)
     assert all(not part._forward_hooks for part in net.modules())
     with pytest.raises(RuntimeError, match="boom"), tap(net, GROUPS):
@@ -702,7 +702,7 @@ def test_a_wrong_layer_name_lists_the_candidates_with_their_shapes() -> None:
 def test_shapes_of_layers_are_those_of_the_forward_pass() -> None:
     net = wide()
     shapes = layer_shapes(net, (12, 8))
-    for name, features in net.eval().groups(torch.rand(1, 3, 12, 8)).items():
+    for name, features in net.eval().stages(torch.rand(1, 3, 12, 8)).items():
         assert shapes[name] == tuple(features.shape[1:])
     assert "head" not in shapes and "normalize" in shapes
 
@@ -724,7 +724,7 @@ def test_the_loss_is_the_sum_that_the_equations_say() -> None:
     objective = distill(beta=30.0, kd=0.3, temperature=2.0)
     found, logits = objective.loss(images, labels)
     student, teacher = copy.deepcopy(objective.student), objective.teacher
-    mine, theirs = student.groups(images), teacher.groups(images)
+    mine, theirs = student.stages(images), teacher.stages(images)
     transfer = sum(authors_loss(mine[name], theirs[name]) for name in GROUPS)
     expected = kd_loss(student(images), teacher(images), labels, 2.0, 0.3) + 30 * transfer
     torch.testing.assert_close(found, expected)
@@ -806,7 +806,7 @@ def test_full_activations_go_through_learned_adapters_of_the_same_start() -> Non
     assert convolution.weight.shape == (32, 16, 1, 1)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
     loss, logits = one.loss(images, labels)
-    mine, theirs = two.student.groups(images), two.teacher.groups(images)
+    mine, theirs = two.student.stages(images), two.teacher.stages(images)
     transfer = sum(activation_loss(two.adapters[k](mine[g]), theirs[g]) for k, g in enumerate(GROUPS))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 1e3 * transfer)
 

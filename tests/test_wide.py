@@ -66,7 +66,7 @@ def test_golden_10_counts_of_wide_residual_networks(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "k"), [("wrn-16-1", 1), ("wrn-16-2", 2), ("wrn-40-2", 2)])
 def test_golden_10_shapes_of_the_groups(name: str, k: int) -> None:
-    groups = bare(name).groups(torch.zeros(2, 3, 32, 32, device="meta"))
+    groups = bare(name).stages(torch.zeros(2, 3, 32, 32, device="meta"))
     expected = [(2, 16 * k, 32, 32), (2, 32 * k, 16, 16), (2, 64 * k, 8, 8)]
     assert [tuple(a.shape) for a in groups.values()] == expected
 
@@ -100,7 +100,7 @@ def test_the_block_is_that_of_the_authors(channels: tuple[int, int], stride: int
 
 def test_maps_are_sums_of_squares_of_the_raw_residual_sums() -> None:
     model, images = tiny("wrn-16-1"), pictures()
-    groups = model.groups(images)
+    groups = model.stages(images)
     assert (groups["group1"] < 0).any()
     for name, a in model(images, return_maps=True)[1].items():
         torch.testing.assert_close(a, groups[name].square().sum(1))
@@ -134,7 +134,7 @@ def test_the_start_is_that_of_the_authors_code() -> None:
 
 
 def test_k_may_be_a_fraction_and_is_cut() -> None:
-    widths = [a.shape[1] for a in WideResNet(10, depth=10, widen=1.3).eval().groups(pictures()).values()]
+    widths = [a.shape[1] for a in WideResNet(10, depth=10, widen=1.3).eval().stages(pictures()).values()]
     assert widths == [20, 41, 83]
 
 
@@ -182,7 +182,7 @@ def test_golden_10_registered_network_in_network_and_its_shapes() -> None:
     assert cost.parameters(bare("nin-wide")) == 1_007_242
     assert cost.parameters(bare("nin-thin", bias=False)) == 195_546
     assert cost.parameters(bare("nin-thin-nobn")) == 194_874
-    shapes = [tuple(a.shape) for a in bare("nin-wide").groups(torch.zeros(2, 3, 32, 32, device="meta")).values()]
+    shapes = [tuple(a.shape) for a in bare("nin-wide").stages(torch.zeros(2, 3, 32, 32, device="meta")).values()]
     assert shapes == [(2, 96, 32, 32), (2, 192, 16, 16), (2, 192, 8, 8)]
 
 
@@ -218,7 +218,7 @@ def test_network_in_network_is_what_the_specification_lists() -> None:
 def test_without_batch_norm_a_group_ends_in_a_convolution(name: str, options: dict[str, Any], ends: bool) -> None:
     model = tiny(name, **options)
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (not name.endswith("nobn"))
-    for features in model.groups(pictures()).values():
+    for features in model.stages(pictures()).values():
         assert bool((features < 0).any()) != ends
 
 
@@ -373,7 +373,7 @@ def test_inverted_residuals_add_their_input_only_where_shapes_agree() -> None:
 
 
 def test_a_mobilenet_meets_the_maps_of_a_wide_network_at_two_sizes() -> None:
-    teacher, student = tiny("wrn-10-1").groups(pictures(1, 24, 24)), tiny("mobile-v2").stages(pictures(1, 24, 24))
+    teacher, student = tiny("wrn-10-1").stages(pictures(1, 24, 24)), tiny("mobile-v2").stages(pictures(1, 24, 24))
     assert [a.shape[2:] for a in (teacher["group1"], teacher["group2"])] == [
         a.shape[2:] for a in (student["stage1"], student["stage2"])]  # fmt: skip
 

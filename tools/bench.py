@@ -171,8 +171,8 @@ def plain_transfer_loss(teacher: Any, student: Any, inputs: Tensor, labels: Tens
         return nn.functional.normalize(x.pow(2).mean(1).view(x.size(0), -1))
 
     with torch.no_grad():
-        taught = teacher.groups(inputs)
-    learned = student.groups(inputs)
+        taught = teacher.stages(inputs)
+    learned = student.stages(inputs)
     pooled = torch.relu(student.norm(learned[GROUPS[-1]])).mean(dim=(2, 3))
     loss = nn.functional.cross_entropy(student.head(pooled), labels)
     return loss + BETA * sum((at(learned[g]) - at(taught[g])).pow(2).mean() for g in GROUPS)

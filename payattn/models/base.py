@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from payattn.attention import INITS, Attended, choose, contract
 from payattn.models.colour import Numbers, first_layer
+from payattn.transfer import activation_map
 
 Maps = dict[str, Tensor]
 
@@ -178,6 +179,48 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What the last linear layer sees, (N, D); call it in evaluation mode to carry it to other data sets."""
         raise NotImplementedError(f"{type(self).__name__} says nothing about its features")
+
+
+class Staged(Classifier):
+    """A network of stages, then global average pooling and one linear layer: the networks of Attention Transfer.
+
+    The maps are ``F_sum^2`` of each stage's output, ``payattn.transfer.activation_map``.  A subclass has ``levels``,
+    the names of its stages, a ``head``, says in ``stages`` what comes out of them, and in ``_last`` what is done to the
+    last one before it is averaged, where that is something.
+
+    Example:
+        >>> from payattn.models import create
+        >>> logits, maps = create("wrn-10-1", width=0.25).eval()(torch.rand(2, 3, 8, 8), return_maps=True)
+        >>> {name: tuple(a.shape) for name, a in maps.items()}
+        {'group0': (2, 8, 8), 'group1': (2, 4, 4), 'group2': (2, 2, 2)}
+    """
+
+    levels: tuple[str, ...]
+    head: nn.Linear
+
+    def stages(self, images: Tensor) -> Maps:
+        """The output of each stage, (N, C, h, w) by name."""
+        raise NotImplementedError(f"{type(self).__name__} says nothing about its stages")
+
+    def _last(self, x: Tensor) -> Tensor:
+        return x
+
+    def _local(self, stages: Maps) -> Tensor:
+        return self._last(stages[self.levels[-1]])
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the linear layer sees, (N, D): the spatial mean of the last map."""
+        return self._local(self.stages(images)).mean(dim=(2, 3))
+
+    def class_map(self, images: Tensor, target: Tensor | None = None) -> Tensor:
+        """The class activation map (N, h, w) of class ``target`` (N,); None takes the predicted class."""
+        return map_of_class(self._local(self.stages(images)), self.head, target)
+
+    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, Maps]:
+        """Logits (N, C); with ``return_maps`` also the activation map (N, h, w) of each stage."""
+        stages = self.stages(images)
+        logits: Tensor = self.head(self._local(stages).mean(dim=(2, 3)))
+        return (logits, {name: activation_map(a) for name, a in stages.items()}) if return_maps else logits
 
 
 class Attentive(Classifier):

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from payattn.models.base import Classifier, Maps, map_of_class
+from payattn.models.base import Maps, Staged
 from payattn.models.colour import Numbers
-from payattn.transfer import activation_map
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,7 +75,7 @@ def _body(depth: int, width: float) -> Any:
     return Scaled(models.resnet.BasicBlock, {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth])
 
 
-class ImageNetResNet(Classifier):
+class ImageNetResNet(Staged):
     """torchvision's ResNet behind this package's first layer: images are RGB in [0, 1] or uint8, as everywhere here.
 
     The maps are ``F_sum^2`` of each stage's output, behind its last ReLU, ``payattn.transfer.activation_map``.
@@ -154,17 +153,3 @@ class ImageNetResNet(Classifier):
         for name in STAGES:
             x = out[name] = self.get_submodule(name)(x)
         return out
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the linear layer sees, (N, 512): the spatial mean of the last map."""
-        return self.stages(images)[STAGES[-1]].mean(dim=(2, 3))
-
-    def class_map(self, images: Tensor, target: Tensor | None = None) -> Tensor:
-        """The class activation map (N, h, w) of class ``target`` (N,); None takes the predicted class."""
-        return map_of_class(self.stages(images)[STAGES[-1]], self.head, target)
-
-    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, Maps]:
-        """Logits (N, C); with ``return_maps`` also the activation map (N, h, w) of each stage."""
-        stages = self.stages(images)
-        logits = self.head(stages[STAGES[-1]].mean(dim=(2, 3)))
-        return (logits, {name: activation_map(a) for name, a in stages.items()}) if return_maps else logits

@@ -9,9 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from payattn.attention import INITS, choose
-from payattn.models.base import Classifier, Maps, he_normal, map_of_class
+from payattn.models.base import Maps, Staged, he_normal
 from payattn.models.colour import Numbers
-from payattn.transfer import activation_map
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 # expansion, channels, blocks and first stride of each row of the table of MobileNetV2, by stage
@@ -60,7 +59,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-class MobileNetV2(Classifier):
+class MobileNetV2(Staged):
     """MobileNetV2 for images of 32 pixels: a strided stem, four stages of inverted residuals, 1x1, global average.
 
     The stages end at a half, a quarter, an eighth and a sixteenth of the image's side.  The maps are ``F_sum^2`` of
@@ -119,20 +118,6 @@ class MobileNetV2(Classifier):
             x = out[name] = self.get_submodule(name)(x)
         return out
 
-    def features(self, images: Tensor) -> Tensor:
-        """What the linear layer sees, (N, 1280): the spatial mean of the last map."""
-        return self._pooled(self.stages(images))
-
-    def _pooled(self, stages: Maps) -> Tensor:
-        pooled: Tensor = self.last(stages[STAGES[-1]]).mean(dim=(2, 3))
-        return pooled
-
-    def class_map(self, images: Tensor, target: Tensor | None = None) -> Tensor:
-        """The class activation map (N, h, w) of class ``target`` (N,); None takes the predicted class."""
-        return map_of_class(self.last(self.stages(images)[STAGES[-1]]), self.head, target)
-
-    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, Maps]:
-        """Logits (N, C); with ``return_maps`` also the activation map (N, h, w) of each stage."""
-        stages = self.stages(images)
-        logits = self.head(self._pooled(stages))
-        return (logits, {name: activation_map(a) for name, a in stages.items()}) if return_maps else logits
+    def _last(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(x)
+        return y

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from payattn.attention import INITS, choose
-from payattn.models.base import Classifier, Maps, map_of_class
+from payattn.models.base import Maps, Staged
 from payattn.models.colour import Numbers
 from payattn.models.wide import GROUPS, fan_in_normal
 from payattn.residual import max_pool
-from payattn.transfer import activation_map
 
 WIDE = (192, 160, 96, 192, 192, 192, 192, 192, 192)
 THIN = (80, 64, 48, 80, 80, 80, 80, 80, 80)
@@ -36,7 +35,7 @@ def mean_pool(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, kernel_size=(min(3, height), min(3, width)), stride=2, ceil_mode=True)
 
 
-class NIN(Classifier):
+class NIN(Staged):
     """Network in network: three groups of convolutions 5x5 or 3x3, 1x1 and 1x1, max-pool, average pool, global average.
 
     The maps are ``F_sum^2`` of each group's output before its pool, ``payattn.transfer.activation_map``.
@@ -100,22 +99,8 @@ class NIN(Classifier):
         if choose("init", init, INITS) == "paper":
             fan_in_normal(self)
 
-    def groups(self, images: Tensor) -> Maps:
+    def stages(self, images: Tensor) -> Maps:
         """The output of each group before its pool, (N, C, h, w) by name."""
         first = self.group0(self.normalize(images))
         second = self.group1(max_pool(first))
         return dict(zip(GROUPS, (first, second, self.group2(mean_pool(second))), strict=True))
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the linear layer sees, (N, 192 or 80): the spatial mean of the last map."""
-        return self.groups(images)[GROUPS[-1]].mean(dim=(2, 3))
-
-    def class_map(self, images: Tensor, target: Tensor | None = None) -> Tensor:
-        """The class activation map (N, h, w) of class ``target`` (N,); None takes the predicted class."""
-        return map_of_class(self.groups(images)[GROUPS[-1]], self.head, target)
-
-    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, Maps]:
-        """Logits (N, C); with ``return_maps`` also the activation map (N, h, w) of each group."""
-        groups = self.groups(images)
-        logits = self.head(groups[GROUPS[-1]].mean(dim=(2, 3)))
-        return (logits, {name: activation_map(a) for name, a in groups.items()}) if return_maps else logits

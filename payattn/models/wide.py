@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from payattn.attention import INITS, choose
-from payattn.models.base import Classifier, Maps, map_of_class
+from payattn.models.base import Maps, Staged
 from payattn.models.colour import Numbers
-from payattn.transfer import activation_map
 
 GROUPS = ("group0", "group1", "group2")
 
@@ -54,7 +53,7 @@ class WideBlock(nn.Module):
         return z + (x if self.shortcut is None else self.shortcut(a))
 
 
-class WideResNet(Classifier):
+class WideResNet(Staged):
     """WRN-d-k: a stem, three groups of ``WideBlock``, BN-ReLU, global average pooling, one linear layer.
 
     The maps are ``F_sum^2`` of each group's output, ``payattn.transfer.activation_map``: the raw residual sums, which
@@ -112,29 +111,15 @@ class WideResNet(Classifier):
                 if isinstance(module, nn.BatchNorm2d):
                     nn.init.uniform_(module.weight)
 
-    def groups(self, images: Tensor) -> Maps:
+    def stages(self, images: Tensor) -> Maps:
         """The raw residual sums at the end of each group, (N, C, h, w) by name."""
         x, out = self.stem(self.normalize(images)), {}
         for name in GROUPS:
             x = out[name] = self.get_submodule(name)(x)
         return out
 
-    def _last(self, groups: Maps) -> Tensor:
-        return torch.relu(self.norm(groups[GROUPS[-1]]))
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the linear layer sees, (N, 64 k): the spatial mean of the last map."""
-        return self._last(self.groups(images)).mean(dim=(2, 3))
-
-    def class_map(self, images: Tensor, target: Tensor | None = None) -> Tensor:
-        """The class activation map (N, h, w) of class ``target`` (N,); None takes the predicted class."""
-        return map_of_class(self._last(self.groups(images)), self.head, target)
-
-    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, Maps]:
-        """Logits (N, C); with ``return_maps`` also the activation map (N, h, w) of each group."""
-        groups = self.groups(images)
-        logits = self.head(self._last(groups).mean(dim=(2, 3)))
-        return (logits, {name: activation_map(a) for name, a in groups.items()}) if return_maps else logits
+    def _last(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(x))
 
 
 def fan_in_normal(model: nn.Module) -> None:
