@@ -17,7 +17,7 @@ import check_notebooks
 import check_site
 import equations
 import results_page
-from bookfiles import read_address, read_notebook, write_notebook
+from bookfiles import ROOT, read_address, read_notebook, write_notebook
 from browser import Browser, Server
 from build_site import build
 from payattn import results
@@ -167,6 +167,24 @@ def test_a_failing_cell_fails_every_way_of_running_it(small_book: Path, tmp_path
     ):
         done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=path.parent)
         assert done.returncode != 0 and "ZeroDivisionError" in done.stdout + done.stderr
+
+
+def test_notebooks_that_run_side_by_side_fail_and_are_written_one_by_one(small_book: Path) -> None:
+    def shorten(notebook: Any) -> None:
+        notebook.cells = notebook.cells[:6]
+        threads = "import os; print(os.environ['OMP_NUM_THREADS'], 'thread')"
+        source("parameters", "seed = 0", f"seed = 0\n{threads}")(notebook)
+
+    path = edit(small_book, shorten)
+    good, before = path.with_name("98-good.ipynb"), path.read_text()
+    path.rename(good)
+    bad = path.with_name("99-bad.ipynb")
+    bad.write_text(before.replace("print(", "print(0 / "))
+    command = [sys.executable, ROOT / "tools/run_notebooks.py", "--root", small_book, "--jobs", "2", good, bad]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert said.returncode == 1
+    assert "1 of 2 good" in said.stdout and "99-bad.ipynb failed" in said.stderr and "98-good" not in said.stderr
+    assert "1 thread" in good.read_text() and "ERROR" not in good.read_text() and "0 / " in bad.read_text()
 
 
 # --------------------------------------------------------------------------------- equations and address
