@@ -201,7 +201,9 @@ def table(name: str) -> dict[str, list[dict[str, Any]]]:
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for run in load_results(f"{name}/*", small=False):
-        rows.setdefault(run["recipe"].split("/")[-1], []).append(run)
+        of, row = run["recipe"].rsplit("/", 1)
+        if of == name or of.endswith(f"/{name}"):  # a folder may have the name of one of its tables
+            rows.setdefault(row, []).append(run)
     return rows
 
 
