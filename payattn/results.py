@@ -207,6 +207,26 @@ def table(name: str) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
+def values(
+    recipe: str, metric: str = "final.accuracy", root: str | os.PathLike[str] | None = None
+) -> list[float]:
+    """One number of every recorded full run of a recipe, in the order of the seeds; none where none is recorded.
+
+    Args:
+        recipe: ``"glyphs/pc"``, one row of one table.
+        metric: where to look in each run, with dots, see :func:`summary`.
+        root: the folder of all results, when not the recorded ones.
+
+    Raises:
+        ValueError: a run lacks the metric; says what it has.
+
+    Example:
+        >>> values("no-such-table/row")
+        []
+    """
+    return [_look_up(run, metric) for run in load_results(recipe, root, small=False)]
+
+
 def compare(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     r"""Is the difference of two groups of runs larger than what the seeds do by themselves?
 
@@ -262,6 +282,35 @@ def verdict(first: Sequence[float], second: Sequence[float], least: int = 3) -> 
         return "not decided here: too few runs"
     found = compare(first, second)
     return ("yes" if found["difference"] > 0 else "no") if found["apart"] else "not decided here"
+
+
+def claim(
+    text: str,
+    first: Sequence[float],
+    second: Sequence[float],
+    names: tuple[str, str] = ("first", "second"),
+    where: str = "",
+    digits: int = 3,
+    less: bool = False,
+) -> dict[str, str]:
+    """A line of a table "Does it hold?": what is claimed, what was measured on either side, and the :func:`verdict`.
+
+    Args:
+        text: the claim, that the first does better than the second.
+        first, second: one value per run.
+        names: of the two sides, as the line shows them.
+        where: what was measured on; left out where it is empty.
+        digits: behind the point.
+        less: of these numbers, less is better.
+
+    Example:
+        >>> claim("light helps", [0.9, 0.9, 0.9], [0.6, 0.5, 0.7], ("light", "dark"), digits=1)
+        {'claim': 'light helps', 'measured': 'light 0.9; dark 0.6 (0.5 to 0.7)', 'runs': '3 and 3', 'answer': 'yes'}
+    """
+    both = "; ".join(f"{name} {spread(side, digits)}" for name, side in zip(names, (first, second), strict=True))
+    answer = verdict(second, first) if less else verdict(first, second)
+    runs = f"{len(first)} and {len(second)}"
+    return {"claim": text, **({"where": where} if where else {}), "measured": both, "runs": runs, "answer": answer}
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:

@@ -459,6 +459,33 @@ def test_a_verdict_needs_three_runs_on_either_side_that_do_not_touch(first: list
     assert results.verdict(first, second) == said
 
 
+def test_a_line_of_claims_shows_both_sides_and_the_verdict_of_more_or_of_less() -> None:
+    few, many = [0.1, 0.2, 0.3], [0.5, 0.5, 0.5]
+    line = results.claim("pc is fooled less", few, many, ("pc", "vgg"), "glyphs", digits=1, less=True)
+    assert line == {"claim": "pc is fooled less", "where": "glyphs", "measured": "pc 0.2 (0.1 to 0.3); vgg 0.5",
+                    "runs": "3 and 3", "answer": "yes"}  # fmt: skip
+    assert results.claim("more", few, many)["answer"] == "no" and "where" not in results.claim("more", few, many)
+    assert results.claim("more", [], many) | {"claim": ""} == {
+        "claim": "", "measured": "first –; second 0.500", "runs": "0 and 3", "answer": "not decided here: too few runs"
+    }  # fmt: skip
+
+
+def test_values_are_those_of_the_full_runs_of_one_row_by_seed(tmp_path: Path) -> None:
+    for name, seed, accuracy in (("pc", 1, 0.7), ("pc", 0, 0.9), ("pc-2", 0, 0.1)):
+        for small in (False, True):
+            path = results.path_of(f"paper/table/{name}", seed, small=small, root=tmp_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            final = {"accuracy": accuracy - 0.05 * small, "levels": {"layer10": {"iou": 0.5}}}
+            run = dict.fromkeys(results.KEYS) | {"schema": results.SCHEMA, "recipe": f"paper/table/{name}"}
+            run |= {"seed": seed, "small": small, "final": final}
+            path.write_text(json.dumps(run))
+    assert results.values("table/pc", root=tmp_path) == [0.9, 0.7]
+    assert results.values("table/pc", "final.levels.layer10.iou", tmp_path) == [0.5, 0.5]
+    assert results.values("table/gap", root=tmp_path) == []
+    with pytest.raises(ValueError, match=r"no 'final\.loss'"):
+        results.values("table/pc", "final.loss", tmp_path)
+
+
 def test_the_weights_of_another_recipe_lie_in_the_same_folder_of_checkpoints(experiment: Path) -> None:
     base, other = recipes.get("tiny/pc"), recipes.get("tiny/control")
     folder = experiment / "runs"
