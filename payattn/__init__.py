@@ -38,6 +38,7 @@ _MODULES = (
     "cost",
     "data",
     "distributed",
+    "faithful",
     "generalize",
     "localize",
     "maps",

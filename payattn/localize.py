@@ -205,6 +205,42 @@ def iou_at_true_area(maps: Tensor, masks: Tensor) -> Tensor:
     return both / (2 * area - both)
 
 
+def energy(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""The share of a map's mass that lies on the object (energy-based pointing game).
+
+    .. math:: E = \sum_i m_i a_i^+ / \sum_i a_i^+, \quad a^+ = \max(a, 0)
+
+    with m the mask and a the map, enlarged after its negative values were set to zero: they speak against the class,
+    and mass cannot be negative.  A flat map has its mass everywhere and scores the mask's share of the image; so does
+    a map without a positive value, which marks no place more than another.  Multiplying a map changes nothing, adding
+    to it does: the mass of a softmax or of a rectified map has a zero of its own, that of a logit has not.
+
+    Args:
+        maps: (N, h, w), any scale.
+        masks: (N, H, W), true on the object; the source takes its box, see :func:`boxes`.
+
+    Returns:
+        (N,), at least float32, from 0 to 1.
+
+    Raises:
+        ValueError: shapes that do not fit, maps that are not finite, or an empty mask.
+
+    Source: Wang et al., "Score-CAM", CVPR Workshops 2020, section 4.3.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False], [False, False]]])
+        >>> energy(torch.tensor([[[3.0, 1.0], [0.0, -5.0]]]), masks)
+        tensor([0.7500])
+    """
+    _enlarged(maps, masks)
+    positive = _finite(maps).clamp_min(0)
+    # against an overflow of the sum; the share does not know the scale
+    top = positive.amax((1, 2), keepdim=True)
+    positive = torch.where(top > 0, positive / torch.where(top > 0, top, 1), 1)
+    values = _upsample(positive, (masks.shape[1], masks.shape[2]))
+    return (values * masks.bool().flatten(1)).sum(1) / values.sum(1)
+
+
 def scores(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """Where a set of maps points and what it covers, as means over the images.
 

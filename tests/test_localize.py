@@ -17,6 +17,7 @@ from payattn.localize import (
     boxes,
     combine,
     corloc,
+    energy,
     iou_at_true_area,
     jaccard,
     largest_component,
@@ -415,3 +416,41 @@ def test_the_scores_are_the_means_of_their_measures() -> None:
                "pointing_box": pointing_game(maps, boxes(masks)), "iou": iou_at_true_area(maps, masks)}  # fmt: skip
     assert found == {name: pytest.approx(values.double().mean().item()) for name, values in by_hand.items()}
     assert found["pointing"] > found["pointing_exact"], "the tolerance must count"
+
+
+def test_energy_by_hand() -> None:
+    maps = torch.tensor([[[3.0, 1.0, -2.0], [0.0, 4.0, 2.0]]])
+    assert energy(maps, box("#..", ".#.")).item() == pytest.approx(0.7)  # 7 of 10; the negative value is no mass
+    assert energy(maps, box("..#", "...")).item() == 0
+    assert energy(maps.clamp_min(0), box("#..", ".#.")).item() == pytest.approx(0.7)
+
+
+@given(
+    seed=st.integers(0, 999), h=st.integers(1, 5), w=st.integers(1, 5), scale=st.sampled_from([100.0, 1e-30, 1e30, 4.0])
+)
+def test_energy_is_the_share_of_score_cam_and_knows_no_scale(seed: int, h: int, w: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(3, 6, 5, generator=generator) < 0.4
+    masks[:, 0, 0] = True
+    maps = torch.rand(3, h, w, generator=generator)
+    found = energy(maps, masks)
+    assert ((found >= 0) & (found <= 1 + 1e-6)).all()
+    assert energy(scale * maps, masks).tolist() == pytest.approx(found.tolist(), rel=1e-5)
+    large = F.interpolate(maps[:, None], (6, 5), mode="bilinear", align_corners=False)[:, 0].double()
+    for n in range(3):  # as the paper writes it: inside over inside plus outside
+        inside, outside = large[n][masks[n]].sum(), large[n][~masks[n]].sum()
+        assert found[n].item() == pytest.approx((inside / (inside + outside)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.0, 1e38])
+def test_a_flat_map_has_the_energy_of_the_masks_share(value: float) -> None:
+    assert energy(torch.full((1, 2, 2), value), box("##..", "....")).item() == pytest.approx(0.25)
+
+
+def test_energy_refuses_what_the_others_refuse() -> None:
+    with pytest.raises(ValueError, match="masks are empty"):
+        energy(torch.ones(1, 1, 2), box(".."))
+    with pytest.raises(ValueError, match="must be finite"):
+        energy(torch.full((1, 1, 2), float("inf")), box("#."))
+    with pytest.raises(ValueError, match="with the same N"):
+        energy(torch.ones(2, 1, 2), box("#."))

@@ -1,0 +1,264 @@
+"""Judging maps by the network: by hand, by definition, and against plain NumPy, SciPy and scikit-image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from payattn.faithful import BASELINES, Curve, band, deletion, insertion, ranks, reference
+
+
+class Light(nn.Module):
+    """Class 1 has the probability of the weighted mean of the pixels: every curve can be done by hand."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights / weights.sum())
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        share = (self.dropout(images).mean(1) * self.weights).sum((1, 2)).clamp(1e-12, 1 - 1e-7)
+        return torch.stack([1 - share, share], 1).log()
+
+
+ONE = torch.tensor([1])
+ROW = torch.tensor([[5.0, 3.0, 2.0]])
+
+
+def net(seed: int = 0, classes: int = 4) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Dropout(0.5), nn.Linear(5, classes),
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- the curves
+
+
+def test_three_pixels_by_hand() -> None:
+    model, images = Light(ROW), torch.ones(1, 3, 1, 3)  # the pixels are worth 0.5, 0.3 and 0.2
+    good, bad = torch.tensor([[[9.0, 4.0, 1.0]]]), torch.tensor([[[1.0, 4.0, 9.0]]])
+    first = deletion(model, images, good, ONE, steps=3)
+    assert first.fractions.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert first.scores[0].tolist() == pytest.approx([1, 0.5, 0.2, 0], abs=1e-6)
+    assert first.auc.item() == pytest.approx((1.5 / 2 + 0.7 / 2 + 0.2 / 2) / 3, abs=1e-6)
+    assert deletion(model, images, bad, ONE, steps=3).auc.item() == pytest.approx((1.8 + 1.3 + 0.5) / 6, abs=1e-6)
+    entered = insertion(model, images, good, ONE, steps=3)
+    assert entered.scores[0].tolist() == pytest.approx([0, 0.5, 0.8, 1], abs=1e-6)
+    assert entered.auc.item() == pytest.approx((0.5 + 1.3 + 1.8) / 6, abs=1e-6)
+
+
+def test_the_area_of_a_polygon_is_exact() -> None:
+    curve = Curve(torch.tensor([0.0, 0.25, 1.0]), torch.tensor([[1.0, 0.5, 0.0], [0.25, 0.25, 0.25]]))
+    assert curve.auc.tolist() == [0.1875 + 0.1875, 0.25]
+
+
+def plain(model: nn.Module, image: np.ndarray, order: list[int], other: np.ndarray, label: int, steps: int) -> list:
+    """Deletion as one would write it: pixel after pixel, image after image."""
+    found, now = [], image.copy()
+    width, done = image.shape[2], 0
+    for k in range(steps + 1):
+        until = round(k * len(order) / steps)
+        for pixel in order[done:until]:
+            now[:, pixel // width, pixel % width] = other[:, pixel // width, pixel % width]
+        done = until
+        with torch.no_grad():
+            logits = model(torch.from_numpy(now)[None])[0].double().numpy()
+        e = np.exp(logits - logits.max())
+        found.append(e[label] / e.sum())
+    return found
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("leave", [True, False])
+def test_curves_equal_those_of_plain_numpy(baseline: str, leave: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    model, images = net().eval(), torch.rand(5, 3, 6, 7, generator=generator)
+    maps, target = torch.rand(5, 6, 7, generator=generator), torch.tensor([0, 1, 2, 3, 0])
+    other = reference(images, baseline)
+    curve = (deletion if leave else insertion)(model, images, maps, target, steps=10, baseline=baseline, batch_size=25)
+    for n in range(5):
+        order = sorted(range(42), key=lambda i: -maps[n].flatten()[i].item())
+        old, new = (images, other) if leave else (other, images)
+        expected = plain(model, old[n].numpy(), order, new[n].numpy(), int(target[n]), 10)
+        assert curve.scores[n].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_maps_of_another_size_are_enlarged_bilinearly() -> None:
+    maps, size = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)), (7, 9)
+    large = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    assert torch.equal(ranks(maps, size), ranks(large, size))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), h=st.integers(1, 5), w=st.integers(1, 5), scale=st.sampled_from([100.0, 0.01, 1e20]))
+def test_ranks_are_a_permutation_in_falling_order_and_know_no_scale(seed: int, h: int, w: int, scale: float) -> None:
+    maps = torch.randn(3, h, w, generator=torch.Generator().manual_seed(seed))
+    place = ranks(maps, (h, w)).flatten(1)
+    assert torch.equal(place.sort(1).values, torch.arange(h * w).expand(3, -1))
+    ordered = maps.flatten(1).gather(1, place.argsort(1))
+    assert (ordered.diff(dim=1) <= 0).all()
+    assert torch.equal(ranks(scale * maps, (9, 8)), ranks(maps, (9, 8)))
+    assert torch.equal(ranks(maps + 3, (h, w)), ranks(maps, (h, w)))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -7.3])
+def test_equal_pixels_go_in_an_order_that_favours_no_place(value: float) -> None:
+    place = ranks(torch.full((4000, 3, 3), value), (4, 5)).flatten(1).double()
+    assert (place.mean(0) - 9.5).abs().max() < 0.5  # the standard error is 0.09
+    assert not torch.equal(place[0], place[1])
+    again = ranks(torch.full((4000, 3, 3), value), (4, 5), torch.Generator().manual_seed(0))
+    assert torch.equal(again.flatten(1).double(), place)
+    other = ranks(torch.full((4000, 3, 3), value), (4, 5), torch.Generator().manual_seed(1))
+    assert not torch.equal(other, again)
+
+
+def test_a_plateau_of_a_small_map_stays_one_when_it_is_enlarged() -> None:
+    maps = torch.full((2000, 7, 7), 0.1)
+    maps[:, 3, 3] = 0.7
+    place = ranks(maps, 24).double()
+    corner = place[:, :8, :8].mean(0)  # far from the peak: all equal
+    assert (corner - corner.mean()).abs().max() < 5 * 576 / 12**0.5 / 2000**0.5
+
+
+def test_a_constant_map_deletes_like_a_random_one() -> None:
+    model, images = Light(torch.arange(1.0, 26).view(5, 5)), torch.ones(300, 3, 5, 5)
+    target = torch.ones(300, dtype=torch.long)
+    flat = deletion(model, images, torch.zeros(300, 5, 5), target, steps=25).scores.mean(0)
+    assert torch.allclose(flat, torch.linspace(1, 0, 26), atol=0.03)
+
+
+def test_the_ends_of_the_curves_are_the_image_and_the_baseline() -> None:
+    model, images = net().eval(), torch.rand(3, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        known, p = model(images).argmax(1), model(images).softmax(1)
+        empty = model(reference(images, "mean")).softmax(1)
+    gone = deletion(model, images, maps, steps=4, baseline="mean").scores
+    come = insertion(model, images, maps, steps=4, baseline="mean").scores
+    for first, last in ((gone[:, 0], gone[:, -1]), (come[:, -1], come[:, 0])):
+        assert torch.allclose(first, p.gather(1, known[:, None])[:, 0], atol=1e-6)
+        assert torch.allclose(last, empty.gather(1, known[:, None])[:, 0], atol=1e-6)
+
+
+def test_chunks_uint8_and_float_give_the_same_and_the_model_is_left_as_found() -> None:
+    model = net().train()
+    model[0].weight.requires_grad_(False)
+    images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    maps, state = torch.zeros(7, 2, 3), {k: v.clone() for k, v in model.state_dict().items()}
+    whole = deletion(model, images, maps, steps=5)
+    for size in (1, 4, 13):
+        assert torch.allclose(deletion(model, images, maps, steps=5, batch_size=size).scores, whole.scores, atol=1e-6)
+    assert torch.allclose(deletion(model, images / 255, maps, steps=5).scores, whole.scores, atol=1e-6)
+    assert model.training and model[5].training and not model[0].weight.requires_grad and model[6].weight.requires_grad
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and not whole.scores.requires_grad
+
+
+def test_images_in_the_units_of_a_foreign_model_pass() -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(2 * 12, 3)), torch.randn(2, 2, 3, 4)
+    assert deletion(model, images, torch.rand(2, 3, 4), steps=12).scores.shape == (2, 13)
+
+
+# ------------------------------------------------------------------------------------------- baselines
+
+
+def test_the_blur_is_the_gaussian_of_scipy_and_keeps_what_is_flat() -> None:
+    from scipy.ndimage import gaussian_filter1d
+
+    images = torch.rand(1, 2, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = reference(images, "blur", sigma=0.25)
+    theirs = images.numpy()
+    for axis, side in ((2, 9), (3, 12)):
+        width = 0.25 * side
+        theirs = gaussian_filter1d(theirs, width, axis=axis, mode="nearest", radius=int(np.ceil(3 * width)))
+    assert np.allclose(ours.numpy(), theirs, atol=1e-12)
+    flat = torch.full((1, 3, 5, 7), 0.3)
+    assert torch.allclose(reference(flat, "blur"), flat) and torch.allclose(reference(flat, "mean"), flat)
+
+
+def test_a_baseline_of_ones_own_is_taken_as_it_is() -> None:
+    model, images = Light(ROW), torch.ones(2, 3, 1, 3)
+    half, target = torch.full((1, 3, 1, 3), 0.5), torch.tensor([1, 1])
+    curve = deletion(model, images, torch.zeros(2, 1, 3), target, steps=1, baseline=half)
+    assert curve.scores.flatten().tolist() == pytest.approx([1, 0.5, 1, 0.5], abs=1e-6)
+    assert torch.equal(half, torch.full((1, 3, 1, 3), 0.5))
+
+
+BAD: list[tuple[dict, str]] = [
+    ({"maps": torch.zeros(1, 3, 3)}, r"maps must be \(2, h, w\)"),
+    ({"maps": torch.full((2, 3, 3), float("nan"))}, "must be finite"),
+    ({"steps": 0}, "from 1 to the 12 pixels"),
+    ({"steps": 13}, "from 1 to the 12 pixels"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"baseline": "blurr"}, "did you mean 'blur'"),
+    ({"baseline": torch.zeros(3, 3, 3, 4)}, "a baseline of your own"),
+    ({"target": torch.tensor([0, 4])}, "classes 0 to 3"),
+    ({"images": torch.zeros(2, 3, 4)}, r"\(N, C, H, W\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
+    given = {"images": torch.zeros(2, 3, 3, 4), "maps": torch.zeros(2, 3, 3), "steps": 2} | change
+    with pytest.raises(ValueError, match=message):
+        deletion(net(), **given)
+
+
+# ------------------------------------------------------------------------------------------- bands
+
+
+def test_the_band_of_a_mean_is_that_of_scipy_and_of_the_normal_law() -> None:
+    from scipy.stats import bootstrap
+
+    values = torch.randn(200, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = band(values, resamples=4000)
+    theirs = bootstrap((values.numpy(),), np.mean, method="percentile", n_resamples=4000, random_state=0)
+    assert found.low.item() == pytest.approx(theirs.confidence_interval.low, abs=0.01)
+    assert found.high.item() == pytest.approx(theirs.confidence_interval.high, abs=0.01)
+    error = 1.96 * values.std().item() / 200**0.5
+    assert (found.high - found.low).item() == pytest.approx(2 * error, rel=0.08)
+    assert found.mean.item() == pytest.approx(values.mean().item())
+    narrow = band(values, level=0.5, resamples=4000)
+    assert (narrow.high - narrow.low).item() == pytest.approx(2 * 0.674 * error / 1.96, rel=0.1)
+
+
+def test_each_column_has_its_own_band_with_the_same_draws() -> None:
+    values = torch.rand(30, 2, 3, generator=torch.Generator().manual_seed(0))
+    whole = band(values)
+    assert whole.mean.shape == (2, 3) and whole.low.dtype == torch.float32
+    for i in range(2):
+        for j in range(3):
+            one = band(values[:, i, j])
+            assert torch.allclose(torch.stack([one.low, one.high]), torch.stack([whole.low[i, j], whole.high[i, j]]))
+    assert (whole.low < whole.mean).all() and (whole.mean < whole.high).all()
+    assert [x.tolist() for x in band(torch.full((7,), 0.1))] == pytest.approx([0.1] * 3, abs=1e-7)
+    same = band(torch.full((7,), 0.1))
+    assert same.low == same.high == same.mean
+
+
+def test_the_draws_are_seeded() -> None:
+    values = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    assert band(values) == band(values, generator=torch.Generator().manual_seed(0))
+    assert band(values) != band(values, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (torch.rand(1), {}, "two images or more"),
+        (torch.tensor([0.0, float("nan")]), {}, "finite"),
+        (torch.rand(3), {"level": 95}, "level"),
+        (torch.rand(3), {"resamples": 0}, "resamples"),
+    ],
+)
+def test_a_band_that_cannot_be_is_refused(values: Tensor, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        band(values, **options)
