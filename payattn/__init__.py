@@ -33,6 +33,7 @@ _HOME = {
     "check": "check",
 }
 _MODULES = (
+    "attach",
     "attention",
     "checkpoint",
     "cost",

@@ -765,7 +765,7 @@ def layer_shapes(model: nn.Module, size: Size = (32, 32)) -> dict[str, tuple[int
 
     Args:
         model: any network that takes images; it is left as found.
-        size: (H, W) of the images to try it with.
+        size: (H, W) of the images to try it with, or (C, H, W) for other than three channels.
 
     Returns:
         layer name to (C, H, W); layers that put out anything else are missing.
@@ -787,7 +787,7 @@ def layer_shapes(model: nn.Module, size: Size = (32, 32)) -> dict[str, tuple[int
     handles = [part.register_forward_hook(record(name)) for name, part in model.named_modules() if name]
     try:
         with _teaching(model), torch.no_grad():
-            model(torch.zeros(1, 3, int(size[0]), int(size[1]), dtype=some.dtype, device=some.device))
+            model(torch.zeros(1, *(3, *size)[-3:], dtype=some.dtype, device=some.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -817,7 +817,7 @@ def check_layers(model: nn.Module, layers: Sequence[str], who: str = "the networ
     except (RuntimeError, ValueError, TypeError):  # it does not take images of that size: names must do
         shown, where = {name: name for name in names}, ""
     else:
-        shown, where = {name: f"{name} {shape}" for name, shape in shapes.items()}, f" at {size[0]}x{size[1]}"
+        shown, where = {name: f"{name} {shape}" for name, shape in shapes.items()}, f" at {size[-2]}x{size[-1]}"
     near = get_close_matches(wrong[0], list(shown), n=3, cutoff=0.5)
     shallow = sorted((name for name in shown if name not in near), key=lambda name: name.count("."))
     listed = [shown[name] for name in [*near, *shallow][:SHOWN]]

@@ -277,7 +277,8 @@ class Attentive(Classifier):
             queries = self._queries(local, x)
         else:
             queries = dict.fromkeys(self.levels, self._external(query, images))
-        return {name: self.attention[name](local[name], queries[name]) for name in self.levels}
+        units = zip(self.levels, self.attention.values(), strict=True)  # by order: a level's name may have dots
+        return {name: unit(local[name], queries[name]) for name, unit in units}
 
     def features(self, images: Tensor) -> Tensor:
         """What the last linear layer sees, (N, sum of M_s): descriptors after BatchNorm and ReLU."""
