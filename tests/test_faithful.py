@@ -10,7 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from payattn.faithful import BASELINES, Curve, band, deletion, insertion, ranks, reference
+from payattn.faithful import (
+    BASELINES,
+    Curve,
+    band,
+    compare,
+    deletion,
+    insertion,
+    maps_by,
+    randomise,
+    ranks,
+    reference,
+    spearman,
+    ssim,
+)
+from payattn.maps import gradient_saliency
 
 
 class Light(nn.Module):
@@ -262,3 +276,169 @@ def test_the_draws_are_seeded() -> None:
 def test_a_band_that_cannot_be_is_refused(values: Tensor, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         band(values, **options)
+
+
+# ------------------------------------------------------------------------------------------- likeness of maps
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), levels=st.integers(2, 30), sign=st.sampled_from([1.0, -1.0]))
+def test_rank_correlation_is_that_of_scipy_with_ties(seed: int, levels: int, sign: float) -> None:
+    from scipy.stats import spearmanr
+
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(levels, (3, 4, 5), generator=generator).float()
+    second = torch.randint(levels, (3, 4, 5), generator=generator).float() + first * 0.5
+    first[:, 0, 0], second[:, 0, :2] = -1, torch.tensor([-2.0, -3.0])  # none of them is constant
+    found = spearman(first, sign * 100 * second)
+    for n in range(3):
+        expected = spearmanr(first[n].flatten(), second[n].flatten()).statistic
+        assert found[n].item() == pytest.approx(sign * expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("h", "w", "side"), [(9, 11, 7), (7, 7, 7), (6, 8, 5), (3, 20, 3)])
+def test_structural_similarity_is_that_of_scikit_image(h: int, w: int, side: int) -> None:
+    from skimage.metrics import structural_similarity
+
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(3, h, w, generator=generator)
+    second = first + torch.rand(3, h, w, generator=generator)
+    found = ssim(first, 100 * second - 7)
+    for n in range(3):
+        a, b = (((x - x.min()) / (x.max() - x.min())).double().numpy() for x in (first[n], second[n]))
+        expected = structural_similarity(a, b, win_size=side, data_range=1.0, use_sample_covariance=False)
+        assert found[n].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("alike", [spearman, ssim])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2), (8, 8)])
+def test_a_map_is_like_itself_at_any_scale_and_flat_maps_are_legal(alike, size: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
+    maps = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    flat = torch.full((2, *size), 0.1)
+    assert torch.allclose(alike(maps, 100 * maps), torch.ones(2))
+    assert torch.allclose(alike(flat, torch.zeros(2, *size)), torch.ones(2))
+    if size == (8, 8):
+        assert (alike(maps, flat).abs() < 0.1).all() and (alike(flat, maps).abs() < 0.1).all()
+
+
+def test_maps_of_different_shapes_and_even_windows_are_refused() -> None:
+    for alike in (spearman, ssim):
+        with pytest.raises(ValueError, match="of one shape"):
+            alike(torch.zeros(1, 2, 2), torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="odd"):
+        ssim(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8), window=6)
+
+
+# ------------------------------------------------------------------------------------------- randomised weights
+
+
+def blind(model: nn.Module, images: Tensor, target: Tensor | None) -> Tensor:
+    """Edges: what many a map shows of an image without asking the network."""
+    return images.float().mean(1).diff(dim=1).abs()
+
+
+def test_the_cascade_goes_from_the_logits_down_and_a_blind_map_survives_it() -> None:
+    model, images = net(), torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = randomise(model, images, gradient_saliency)
+    assert found.stages == ("trained", "6", "1", "0")
+    assert found.maps.shape == (4, 6, 6, 6) and found.spearman.shape == found.ssim.shape == (4, 6)
+    assert torch.allclose(found.spearman[0], torch.ones(6)) and torch.allclose(found.ssim[0], torch.ones(6))
+    assert (found.spearman[3] < 0.9).all()
+    for measure in (randomise(model, images, blind).spearman, randomise(model, images, blind).ssim):
+        assert torch.allclose(measure, torch.ones(4, 6))
+
+
+def test_the_model_is_left_as_found_bit_for_bit_even_if_the_method_fails() -> None:
+    model = net().train()
+    model[0].weight.requires_grad_(False)
+    model[1].running_var.fill_(3.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, calls = torch.rand(2, 3, 5, 5), []
+
+    def failing(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        calls.append({name: value.clone() for name, value in model.state_dict().items()})
+        if len(calls) == 4:
+            raise RuntimeError("no map")
+        return images.mean(1)
+
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no map"):
+        randomise(model, images, failing)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and not model[0].weight.requires_grad and model[6].weight.requires_grad
+    assert not any(module._forward_hooks for module in model.modules())
+    # what each stage had changed: the classifier, then the norm with its statistics, then the convolution
+    changed = [{name for name in before if not torch.equal(call[name], before[name])} for call in calls]
+    assert changed[0] == set() and changed[1] == {"6.weight", "6.bias"}
+    assert (
+        changed[2] - changed[1] <= {name for name in before if name.startswith("1.")} and "1.running_var" in changed[2]
+    )
+    assert changed[3] - changed[2] == {"0.weight", "0.bias"}
+
+
+def test_draws_are_seeded_and_stages_can_be_named() -> None:
+    model, images = net(), torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found = [randomise(model, images, gradient_saliency, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert torch.equal(found[0].maps, found[1].maps) and not torch.equal(found[0].maps, found[2].maps)
+    assert torch.equal(found[0].maps, randomise(model, images, gradient_saliency).maps)
+    assert randomise(model, images, gradient_saliency, layers=["6", "0"]).stages == ("trained", "6", "0")
+    nested = nn.Sequential(net()[:6], nn.Linear(5, 4))
+    assert randomise(nested, images, gradient_saliency, layers=["1", "0"]).stages == ("trained", "1", "0")
+    with pytest.raises(ValueError, match="valid: '0'"):
+        randomise(model, images, gradient_saliency, layers=["66"])
+    with pytest.raises(ValueError, match="no parameters to draw"):
+        randomise(model, images, gradient_saliency, layers=["2"])
+
+
+def test_the_order_is_that_of_the_pass_and_parameters_without_a_reset_are_drawn_too() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 3)  # registered first, called last
+            self.first = nn.Conv2d(3, 4, 1)
+            self.scale = nn.Parameter(torch.full((4,), 2.0))
+            self.silent = nn.ModuleDict({"gain": nn.Linear(4, 4)})  # read, never called
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.first(images).mean((2, 3)) * self.scale
+            return self.last(F.linear(features, self.silent["gain"].weight))
+
+    model, images, seen = Crossed(), torch.rand(2, 3, 4, 4), []
+
+    def method(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        seen.append(model.scale.detach().clone())
+        return gradient_saliency(model, images, target)
+
+    stages = randomise(model, images, method).stages
+    assert stages == ("trained", "silent.gain", "", "last", "first")
+    assert torch.equal(seen[1], torch.full((4,), 2.0)) and not torch.equal(seen[2], seen[1])
+    assert torch.equal(model.scale, torch.full((4,), 2.0))
+
+
+def test_the_target_of_all_stages_is_the_class_of_the_trained_network() -> None:
+    model, images, asked = net(), torch.rand(5, 3, 5, 5, generator=torch.Generator().manual_seed(0)), []
+
+    def method(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        asked.append(target)
+        return images.mean(1)
+
+    randomise(model, images, method, batch_size=2)
+    known = model.eval()(images).argmax(1)
+    assert len(asked) == 4 * 3
+    for stage in range(4):
+        assert torch.equal(torch.cat(asked[3 * stage : 3 * stage + 3]), known)
+
+
+def test_two_networks_are_compared_for_the_class_of_the_first() -> None:
+    one, two = net(0), net(1)
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = compare(one, two, images, gradient_saliency, batch_size=3)
+    target = one.eval()(images).argmax(1)
+    expected = [gradient_saliency(model, images, target) for model in (one, two)]
+    assert torch.allclose(found.maps, torch.stack(expected), atol=1e-6)
+    assert torch.allclose(found.spearman[1], spearman(*expected)) and torch.allclose(found.ssim[1], ssim(*expected))
+    assert found.stages == ("true labels", "shuffled labels")
+    assert torch.allclose(compare(one, one, images, gradient_saliency).spearman, torch.ones(2, 4))
+    with pytest.raises(ValueError, match="one map per image"):
+        maps_by(lambda model, images, target: images.mean((1, 2)), one, images)
