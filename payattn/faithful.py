@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,10 +22,9 @@ from torch import Tensor, nn
 
 from payattn.attention import choose, promote
 from payattn.localize import rescale
-from payattn.maps import check_labels, frozen, logits_of
-from payattn.models import unit_range
-
-BASELINES = ("zero", "blur", "mean")
+from payattn.maps import BASELINES as BASELINES
+from payattn.maps import check_labels, floats_of, frozen, logits_of, replacement
+from payattn.maps import reference as reference
 
 Method = Callable[..., Tensor]
 """``method(model, images, target) -> maps (N, h, w)``, as in :mod:`payattn.maps`."""
@@ -145,69 +143,6 @@ def insertion(
     return _watch(model, images, maps, target, steps, baseline, generator, batch_size, leave=False)
 
 
-def reference(images: Tensor, baseline: str = "zero", sigma: float = 0.125) -> Tensor:
-    r"""What pixels are replaced by: an image that should say nothing.
-
-    - ``"zero"``: zeros: black for images in [0, 1], the mean colour where the caller has subtracted it;
-    - ``"mean"``: each image's own mean colour;
-    - ``"blur"``: the image under a Gaussian of standard deviation ``sigma`` times each side; the border is repeated.
-
-    No baseline is neutral.  Black pixels are edges that no image has, a mean colour shows the shape of what was cut
-    out, and a blurred image still shows large things.
-
-    Args:
-        images: (N, C, H, W), uint8 or floating.
-        baseline: one of the three.
-        sigma: of the blur, a share of each side.
-
-    Returns:
-        Floating (N, C, H, W).
-
-    Raises:
-        TypeError, ValueError: images, a name or a sigma that do not fit.
-
-    Example:
-        >>> images = torch.tensor([0.0, 0.0, 0.9]).view(1, 1, 1, 3)
-        >>> reference(images, "mean").flatten()
-        tensor([0.3000, 0.3000, 0.3000])
-    """
-    pixels = _pixels(images)
-    choose("baseline", baseline, BASELINES)
-    if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
-        raise ValueError(f"sigma must be positive, a share of the side, got {sigma}")
-    if baseline == "zero":
-        return torch.zeros_like(pixels)
-    if baseline == "mean":
-        return pixels.mean((2, 3), keepdim=True).expand_as(pixels).clone()
-    return _blurred(_blurred(pixels, sigma).mT, sigma).mT.contiguous()
-
-
-def _blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """Each row under a Gaussian, cut off after three standard deviations, with the border repeated."""
-    width = sigma * pixels.shape[-1]
-    reach = max(1, math.ceil(3 * width))
-    places = torch.arange(-reach, reach + 1, device=pixels.device, dtype=pixels.dtype)
-    bell = torch.exp(-0.5 * (places / width).square())
-    rows = F.pad(pixels.flatten(0, 2)[:, None], (reach, reach), mode="replicate")
-    return F.conv1d(rows, (bell / bell.sum()).view(1, 1, -1)).view(pixels.shape)
-
-
-def _pixels(images: Tensor) -> Tensor:
-    if images.ndim != 4 or images[:1].numel() == 0:
-        raise ValueError(f"images must be (N, C, H, W) with N at least 1, got {tuple(images.shape)}")
-    return promote(unit_range(images)).detach()
-
-
-def _replacement(pixels: Tensor, baseline: str | Tensor) -> Tensor:
-    if isinstance(baseline, str):
-        return reference(pixels, baseline)
-    try:
-        return _pixels(baseline).to(pixels).expand_as(pixels)
-    except RuntimeError:
-        shapes = f"{tuple(baseline.shape)} and {tuple(pixels.shape)}"
-        raise ValueError(f"a baseline of your own must be images of the same shape, got {shapes}") from None
-
-
 def ranks(maps: Tensor, size: int | tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
     r"""The place of each pixel in the order of its map, 0 for the highest.
 
@@ -252,7 +187,7 @@ def _watch(
     batch_size: int,
     leave: bool,
 ) -> Curve:
-    pixels = _pixels(images)
+    pixels = floats_of(images)
     total = pixels.shape[2] * pixels.shape[3]
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
         raise ValueError(f"steps must be a whole number from 1 to the {total} pixels of an image, got {steps!r}")
@@ -260,7 +195,7 @@ def _watch(
         raise ValueError(f"batch_size must be a whole number, 1 or more, got {batch_size!r}")
     if maps.ndim != 3 or len(maps) != len(pixels):
         raise ValueError(f"maps must be ({len(pixels)}, h, w), one per image, got {tuple(maps.shape)}")
-    other = _replacement(pixels, baseline)
+    other = replacement(pixels, baseline)
     old, new = (pixels, other) if leave else (other, pixels)
     place = ranks(maps.detach(), (pixels.shape[2], pixels.shape[3]), generator).to(pixels.device)
     counts = torch.linspace(0, total, steps + 1, dtype=torch.float64).round().long().to(pixels.device)
@@ -536,7 +471,7 @@ def randomise(
     """
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    classes = classes_of(model, _pixels(images), target, batch_size)
+    classes = classes_of(model, floats_of(images), target, batch_size)
     stages = _cascade(model, images[:1], layers)
     kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     found = [maps_by(method, model, images, classes, batch_size)]
@@ -591,7 +526,7 @@ def compare(
         >>> compare(one, two, torch.rand(3, 3, 2, 2), gradient_saliency).spearman.shape
         torch.Size([2, 3])
     """
-    classes = classes_of(model, _pixels(images), target, batch_size)
+    classes = classes_of(model, floats_of(images), target, batch_size)
     found = [maps_by(method, each, images, classes, batch_size) for each in (model, other)]
     return _likeness(names, found)
 
@@ -671,7 +606,7 @@ def _left(model: nn.Module, images: Tensor) -> dict[str, int]:
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
     try:
         with frozen(model, gradients=False):
-            logits_of(model, _pixels(images))
+            logits_of(model, floats_of(images))
     finally:
         for handle in handles:
             handle.remove()

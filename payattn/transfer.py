@@ -705,12 +705,13 @@ def symmetry_loss(gradient: Tensor, of_flipped: Tensor, form: str = "squared") -
 
 
 @contextmanager
-def tap(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def tap(model: nn.Module, layers: Sequence[str], copy: bool = False) -> Iterator[dict[str, Tensor]]:
     """Keep what named layers put out during one forward pass; afterwards the model is as it was.
 
     Args:
         model: any network.
         layers: names of its submodules, as in ``model.named_modules()``.
+        copy: hand a copy on to the next layer, which may then work in place.
 
     Yields:
         a dict that is filled by the forward pass: layer name to features (N, C, H, W).
@@ -732,13 +733,14 @@ def tap(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     versions: dict[str, int] = {}
 
     def keep(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, out: Any) -> None:
+        def hook(layer: nn.Module, inputs: Any, out: Any) -> Tensor | None:
             if not isinstance(out, Tensor) or out.ndim != 4:
                 got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise ValueError(f"layer {name!r} puts out {got}; a map needs features (N, C, H, W)")
             calls[name] += 1
             found[name] = out
             versions[name] = 0 if out.is_inference() else out._version
+            return out.clone() if copy else None
 
         return hook
 
@@ -796,6 +798,12 @@ def layer_shapes(model: nn.Module, size: Size = (32, 32)) -> dict[str, tuple[int
 
 def check_layers(model: nn.Module, layers: Sequence[str], who: str = "the network", size: Size = (32, 32)) -> None:
     """See that a network has layers of these names.
+
+    Args:
+        model: any network.
+        layers: names of its submodules.
+        who: what an error calls the network.
+        size: of the images that the shapes in the error are for, see ``layer_shapes``.
 
     Raises:
         TypeError: one string instead of several.
