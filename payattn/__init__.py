@@ -39,6 +39,7 @@ _MODULES = (
     "cost",
     "data",
     "distributed",
+    "export",
     "faithful",
     "generalize",
     "localize",

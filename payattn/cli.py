@@ -1,4 +1,4 @@
-"""The command ``payattn``: train, evaluate, maps, attack, recipes, doctor.
+"""The command ``payattn``: train, evaluate, maps, attack, export, recipes, doctor.
 
 A mistake of the user is answered in one line on standard error, with exit code 2; 1 means that something is wrong
 with the machine (doctor), 130 that the user stopped a run.
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"payattn {_version('payattn')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for function, add in ((train, _train_arguments), (evaluate, _evaluate_arguments), (maps, _maps_arguments),
-                          (attack, _attack_arguments)):  # fmt: skip
+                          (attack, _attack_arguments), (export, _export_arguments)):  # fmt: skip
         add(_command(commands, function))
     listing = _command(commands, recipes)
     listing.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'glyphs/*'")
@@ -96,6 +96,20 @@ def _attack_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--crafted-on", metavar="WEIGHTS", help="make the images with this network (transfer)")
     command.add_argument("--count", type=int, default=1000, help="how many images, classes in equal numbers (1000)")
     _machine_arguments(command)
+
+
+def _export_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("weights", metavar="CHECKPOINT", help="a .safetensors file of train or save_weights")
+    command.add_argument("file", metavar="FILE", help="what to write: .onnx, or .pt2 for torch.export")
+    command.add_argument("--size", type=_size, default=(32, 32), metavar="PIXELS",
+                         help="of the images, as in 32 or 24x32: height x width (32)")  # fmt: skip
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"a size is written 32 or 24x32 (height x width), got {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def _budgets(text: str) -> list[float]:
@@ -317,6 +331,24 @@ def attack(given: argparse.Namespace) -> int:
         given.epsilons, robust.curve(model, data, budgets, attack=given.kind, crafted_on=maker), strict=True
     ):
         print(f"{budget:5g}/255  accuracy {point['accuracy']:.4f}  fooled {point['fooled']:.4f}", flush=True)
+    return 0
+
+
+def export(given: argparse.Namespace) -> int:
+    """Write trained weights as ONNX (or .pt2): logits and maps as named outputs, checked against the network."""
+    from payattn import checkpoint
+    from payattn import export as out
+
+    kind = Path(given.file).suffix
+    if kind not in (".onnx", ".pt2"):
+        raise ValueError(f"FILE ends in .onnx or .pt2, got {given.file!r}")
+    model = checkpoint.load_model(given.weights)
+    classes = checkpoint.read(given.weights)[1].get("data", {}).get("classes", [])
+    if kind == ".onnx":
+        names = list(out.to_onnx(model, given.file, given.size, classes=classes))
+    else:
+        names = out.names_of(out.to_program(model, given.size, given.file))
+    print("images {} x {}, RGB in [0, 1]; {}: {}".format(*given.size, ", ".join(names), given.file))
     return 0
 
 
