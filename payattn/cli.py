@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from payattn.data import Data, FileSet, ImageSet
 
@@ -82,6 +82,9 @@ def _maps_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="DATA", help=MEASURED_ON)
     command.add_argument("--count", type=int, default=8, help="how many images of DATA (default 8)")
     command.add_argument("--size", type=int, default=32, help="image files are scaled to this many pixels (32)")
+    command.add_argument("--method", action="append", metavar="NAME", help="a map of payattn.maps.METHODS, of the "
+                         "predicted class, in place of the network's own maps; may be repeated")  # fmt: skip
+    command.add_argument("--layer", metavar="NAME", help="of --method grad-cam: the layer to read")
     command.add_argument("--scale", default="each", choices=("each", "shared", "uniform"), help="of the colours")
     command.add_argument("--out", default="maps.png", metavar="PNG")
     _machine_arguments(command)
@@ -288,6 +291,8 @@ def maps(given: argparse.Namespace) -> int:
 
     if bool(given.images) == bool(given.data):
         raise ValueError("name image files or a data set with --data, one of the two")
+    if given.layer and not given.method:
+        raise ValueError("--layer belongs to --method grad-cam")
     if not 1 <= given.count <= 8 or len(given.images) > 8:
         raise ValueError("one figure holds 1 to 8 images")
     import torch
@@ -301,14 +306,32 @@ def maps(given: argparse.Namespace) -> int:
         images = torch.stack([_read_image(path, given.size) for path in given.images])
         data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), ("unknown",), name="image files")
         titles = [Path(path).stem[:12] for path in given.images]
-    found = maps_of(model, data)
+    found = _made(given, model, data.images.to(device)) if given.method else maps_of(model, data)
     if not found:
-        raise ValueError(f"{given.weights} holds {model.spec['name']}, which has no attention maps")  # type: ignore[index]
+        raise ValueError(
+            f"{given.weights} holds {model.spec['name']}, which has no attention maps; "  # type: ignore[index]
+            "--method grad-cam makes some of any network"
+        )
     figure = plot.overlay(data.images.cpu(), found, masks=None if data.masks is None else data.masks.cpu(),
                           columns=titles, scale=given.scale)  # fmt: skip
     checkpoint.write_atomically(given.out, figure.png())
     print(f"{len(data)} images, {', '.join(found)}: {given.out}")
     return 0
+
+
+def _made(given: argparse.Namespace, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The maps that ``--method`` asks for, by name, on the CPU."""
+    from payattn.attention import choose
+    from payattn.maps import METHODS
+
+    names = [choose("--method", name, tuple(METHODS)) for name in given.method]
+    if given.layer and names != ["grad-cam"]:
+        raise ValueError(f"--layer belongs to --method grad-cam alone, got {' and '.join(names)}")
+    options = {"layer": given.layer} if given.layer else {}
+    try:
+        return {name: METHODS[name](model, images, **options).cpu() for name in names}
+    except TypeError as error:  # a class activation map of a network that has none
+        raise ValueError(str(error)) from error
 
 
 def attack(given: argparse.Namespace) -> int:

@@ -170,7 +170,28 @@ def test_maps_of_a_network_without_maps_and_of_a_file_that_is_no_image(folder: P
 
     Image.new("RGB", (40, 60)).save("grey.png")
     assert cli.main(["maps", "vgg.safetensors", "grey.png"]) == 2
-    assert "vgg.safetensors holds vgg, which has no attention maps" in capsys.readouterr().err
+    assert "vgg.safetensors holds vgg, which has no attention maps; --method grad-cam" in capsys.readouterr().err
+
+
+def test_maps_of_any_network_by_the_name_of_their_method(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    checkpoint.save_weights(create("vgg", 10, width=0.03125), "vgg.safetensors")
+    Image.new("RGB", (40, 60)).save("grey.png")
+    call = ["maps", "vgg.safetensors", "grey.png", "--out", "m.png"]
+    assert cli.main([*call, "--method", "saliency", "--method", "grad-cam"]) == 0
+    assert "1 images, saliency, grad-cam: m.png" in capsys.readouterr().out
+    assert cli.main([*call, "--method", "grad-cam", "--layer", "trunk.layer4"]) == 0
+    assert (folder / "m.png").read_bytes().startswith(b"\x89PNG")
+    for wrong, said in (
+        (["--method", "gradcam"], "did you mean 'grad-cam'"),
+        (["--method", "grad-cam", "--layer", "trunk.layer99"], "no layer 'trunk.layer99'"),
+        (["--method", "saliency", "--layer", "trunk.layer4"], "--layer belongs to --method grad-cam alone"),
+        (["--layer", "trunk.layer4"], "--layer belongs to --method grad-cam"),
+        (["--method", "cam"], "VGG has no class_map"),
+    ):
+        assert cli.main([*call, *wrong]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["4-0", "a", "1-", "", "-3"])
