@@ -7,8 +7,8 @@ Every function takes ``(model, on, options, network)``:
 - ``network``: gives the trained network of another recipe, with the same seed,
 
 and returns nested dicts of numbers, the outermost keyed by the names in ``on``.  Source: Jetley et al., ICLR 2018,
-section 5, but for ``response``, ``wrong-labels``, ``top-5`` and ``map-cosine``; what the paper leaves open is said in
-each function.
+section 5, but for ``response``, ``wrong-labels``, ``top-5``, ``map-cosine`` and ``judged``; what the paper leaves open
+is said in each function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from payattn import distributed, generalize, localize, noise, query, robust, transfer
+from payattn import cost, distributed, faithful, generalize, localize, noise, query, robust, transfer
 from payattn import maps as map_methods
 from payattn.data import ImageSet, balanced, batches, share_of
 from payattn.models import ResidualAttentionNetwork
@@ -364,6 +364,92 @@ def _alike(ours: Tensor, theirs: Tensor) -> Measured:
     }
 
 
+def judged(model: nn.Module, on: On, options: Mapping[str, Any], network: Network) -> Measured:
+    """One network, judged in every way of the book: what it decides, where it looks, what the maps are worth, its cost.
+
+    Ours. The judged maps are the network's own and three that are made for the predicted class or for none:
+
+    - ``own``: the map of the network's last level; ``own, LEVEL``: those of its other levels. A network without levels
+      has none,
+    - ``grad-cam``: at ``layer``, see :func:`payattn.maps.grad_cam`; ``saliency``: of the gradient,
+    - ``centre``, ``random``: they do not look at the image.
+
+    Options: ``layer`` of Grad-CAM (the last with a spatial extent where none is given), ``n`` (images, the classes in
+    equal numbers), ``faithful`` (so many of them for deletion and insertion), ``steps`` and ``baseline`` of these,
+    ``epsilons`` of FGSM (whole numbers of 1/255).
+
+    Returns:
+        per set ``network``: ``accuracy`` on these images, ``fgsm 2/255`` and so on the accuracy under attack,
+        ``confidence`` (the mean probability of the predicted class on the images of deletion and insertion),
+        ``parameters``, ``multiply_adds`` of one image; ``own`` and so on: ``pointing``, ``iou`` (see
+        :func:`payattn.localize.scores`) and ``energy`` on the masks; but for other levels and ``centre`` also
+        ``deletion`` and ``insertion``: the mean area under the curve of the predicted class, see
+        :mod:`payattn.faithful`.
+    """
+    found: Measured = {}
+    for name, (_, test) in on.items():
+        if test.masks is None:
+            raise ValueError(f"{name} has no masks, and the maps are judged by them")
+        data = balanced(test, min(options.get("n", 500), len(test)))
+        few = balanced(data, min(options.get("faithful", 100), len(data)))
+        epsilons = options.get("epsilons", (2, 8))
+        points = robust.curve(model, data, [e / 255 for e in epsilons])
+        part: Measured = {
+            "network": {
+                "accuracy": evaluate(model, data)["accuracy"],
+                **{f"fgsm {e}/255": point["accuracy"] for e, point in zip(epsilons, points, strict=True)},
+                "confidence": _confidence(model, few),
+                "parameters": cost.parameters(model),
+                "multiply_adds": cost.multiply_adds(model, 3, *data.size),
+            }
+        }
+        for way, maps in _judged_maps(model, data, options.get("layer")).items():
+            part[way] = _placed(maps, data.masks.cpu())  # type: ignore[union-attr]
+        for way, maps in _judged_maps(model, few, options.get("layer")).items():
+            if way in WATCHED:
+                part[way] |= _watched(model, few, maps, options)
+        found[name] = part
+    return found
+
+
+WATCHED = ("own", "grad-cam", "saliency", "random")
+"""The maps whose pixels are deleted and inserted."""
+
+
+def _judged_maps(model: nn.Module, data: ImageSet, layer: str | None) -> dict[str, Tensor]:
+    device, levels = map_methods.device_of(model), maps_of(model, data)
+    last = list(levels)[-1] if levels else None
+    found = {} if last is None else {"own": levels.pop(last)}
+    found |= {f"own, {level}": maps for level, maps in levels.items()}
+    parts = [images.to(device) for images in data.images.split(250)]
+    found["grad-cam"] = torch.cat([map_methods.grad_cam(model, images, layer=layer).cpu() for images in parts])
+    found["saliency"] = torch.cat([map_methods.gradient_saliency(model, images).cpu() for images in parts])
+    found["centre"] = map_methods.centre_prior(len(data), data.size)
+    found["random"] = map_methods.random_maps(len(data), data.size, torch.Generator().manual_seed(0))
+    return found
+
+
+def _placed(maps: Tensor, masks: Tensor) -> Measured:
+    found = localize.scores(maps, masks)
+    energy = localize.energy(maps, masks).mean().item()
+    return {"pointing": found["pointing"], "iou": found["iou"], "energy": energy}
+
+
+def _watched(model: nn.Module, data: ImageSet, maps: Tensor, options: Mapping[str, Any]) -> Measured:
+    images = data.images.to(map_methods.device_of(model))
+    how = {"steps": options.get("steps", 10), "baseline": options.get("baseline", "blur")}
+    kinds = {"deletion": faithful.deletion, "insertion": faithful.insertion}
+    return {
+        kind: watch(model, images, maps.to(images.device), **how).auc.mean().item() for kind, watch in kinds.items()
+    }
+
+
+def _confidence(model: nn.Module, data: ImageSet) -> float:
+    with map_methods.frozen(model, gradients=False):
+        logits = map_methods.logits_of(model, data.images.to(map_methods.device_of(model)))
+    return logits.softmax(1).amax(1).mean().item()
+
+
 def _mask_statistics(parts: Branches) -> Measured:
     mask = parts.mask
     return {
@@ -387,4 +473,5 @@ MEASURES: dict[str, Callable[[nn.Module, On, Mapping[str, Any], Network], Measur
     "response": response,
     "top-5": top_5,
     "map-cosine": map_cosine,
+    "judged": judged,
 }

@@ -54,7 +54,7 @@ DATA_OPTIONS = ("n_train", "n_test", "size", "seed", "classes", "variant", "labe
 PUBLISHED_KEYS = ("error", "tag", "confirmed", "logged", "values")
 MEASURED = (
     "accuracy", "cross-domain", "detail", "segmentation", "attack", "query", "response", "top-5", "wrong-labels",
-    "map-cosine",
+    "map-cosine", "judged",
 )  # fmt: skip
 BY_BATCHES = ("accuracy", "top-5")
 """What is measured batch by batch, so that the images need not be in memory."""

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from payattn import measures, recipes
-from payattn.data import ImageSet, glyphs
+from payattn import cost, faithful, localize, measures, recipes
+from payattn.data import ImageSet, balanced, glyphs
+from payattn.maps import grad_cam
 from payattn.models import create
 from payattn.residual import Branches
-from payattn.train import evaluate
+from payattn.train import evaluate, maps_of
 
 DATA = glyphs(60, size=16, seed=1)
 
@@ -174,3 +175,61 @@ def test_a_network_that_tells_no_class_from_another_guesses_the_first_ones() -> 
     found = measures.top_5(Same(), on(), {}, nobody)["here"]["centre crop"]
     assert found == pytest.approx({f"top-{k} error": (DATA.labels >= k).double().mean().item() for k in (1, 5)})
     assert found["top-1 error"] == pytest.approx(1 - evaluate(Same(), DATA)["accuracy"]) and found["top-5 error"] > 0
+
+
+class Finder(nn.Module):
+    """Its map is the mask; it is sure of class 1 where it sees red, and of class 0 where it sees none."""
+
+    levels = ("seen",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 1, 1, bias=False)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor, return_maps: bool = False) -> Any:
+        pixels = images.float() / (255 if images.dtype == torch.uint8 else 1)
+        z = 4000 * self.features(pixels).mean((2, 3))
+        logits = torch.cat([20 + 0 * z, z, 0 * z], 1)
+        return (logits, {"seen": (pixels[:, 0] > 0.5).float()}) if return_maps else logits
+
+
+def test_a_judged_network_that_marks_what_it_uses_has_a_perfect_map_by_place_and_by_deletion() -> None:
+    assert DATA.masks is not None
+    images = torch.stack([DATA.masks, ~DATA.masks, ~DATA.masks], 1).byte() * 255
+    seen = ImageSet(images, torch.arange(len(images)) % 3, ("a", "b", "c"), DATA.masks)
+    found = measures.judged(Finder(), on(seen), {"baseline": "zero", "layer": "features"}, nobody)["here"]
+    assert set(found) == {"network", "own", "grad-cam", "saliency", "centre", "random"}
+    for way in ("own", "grad-cam"):
+        assert [found[way][key] for key in ("pointing", "iou", "energy")] == [1, 1, 1]
+        assert found[way]["deletion"] < found["random"]["deletion"] - 0.1
+        assert found[way]["insertion"] > found["random"]["insertion"]
+    assert found["network"]["accuracy"] == pytest.approx(1 / 3) and found["network"]["confidence"] > 0.99
+    assert found["centre"].keys() == {"pointing", "iou", "energy"} and found["centre"]["iou"] < 1
+    with pytest.raises(ValueError, match="here has no masks, and the maps are judged by them"):
+        measures.judged(Finder(), on(ImageSet(images, seen.labels, seen.classes)), {}, nobody)
+
+
+def test_what_is_judged_agrees_with_the_functions_it_is_named_after() -> None:
+    model, options = network(), {"n": 40, "faithful": 20, "steps": 3, "epsilons": [0, 8], "layer": "trunk.layer13"}
+    found = measures.judged(model, on(), options, nobody)["here"]
+    data = balanced(DATA, 40)
+    few, maps = balanced(data, 20), maps_of(model, data)
+    assert list(found)[:3] == ["network", "own", "own, layer10"]
+    row = found["network"]
+    assert row["accuracy"] == row["fgsm 0/255"] == pytest.approx(evaluate(model, data)["accuracy"])
+    assert (row["parameters"], row["multiply_adds"]) == (cost.parameters(model), cost.multiply_adds(model, 3, 16, 16))
+    assert row["confidence"] == pytest.approx(model(few.images).softmax(1).amax(1).mean().item(), rel=1e-5)
+    for way, level in (("own", "layer13"), ("own, layer10", "layer10")):
+        assert found[way]["iou"] == pytest.approx(localize.scores(maps[level], data.masks)["iou"])
+        assert found[way]["energy"] == pytest.approx(localize.energy(maps[level], data.masks).mean().item())
+    own = maps_of(model, few)["layer13"]
+    left = faithful.deletion(model, few.images, own, steps=3, baseline="blur").auc.mean().item()
+    came = faithful.insertion(model, few.images, own, steps=3, baseline="blur").auc.mean().item()
+    assert (found["own"]["deletion"], found["own"]["insertion"]) == pytest.approx((left, came), rel=1e-5)
+    assert "deletion" not in found["own, layer10"] and "deletion" not in found["centre"]
+    cam = grad_cam(model, data.images, layer="trunk.layer13")
+    assert found["grad-cam"]["iou"] == pytest.approx(localize.scores(cam, data.masks)["iou"])
+    assert set(measures.judged(network("vgg"), on(), options | {"layer": "trunk.layer7"}, nobody)["here"]) == {
+        "network", "grad-cam", "saliency", "centre", "random"}  # fmt: skip

@@ -47,7 +47,12 @@ WORDS = {
     "cosine": "cosine with the teacher's map", "other image": "with its map of another image",
     "total_variation": "moved weight", "most": "moved at most",
     "slope": "slope, median", "slope_low": "slope, 5 %", "slope_high": "slope, 95 %",
+    "pointing": "pointing game", "iou": "IoU at the true area", "energy": "energy on the object",
+    "deletion": "deletion, area", "insertion": "insertion, area", "confidence": "probability of its answer",
+    "parameters": "thousand parameters", "multiply_adds": "million multiply-adds",
 }  # fmt: skip
+SCALES = {"query": (1, 2), "response": (1, 2), "map-cosine": (1, 3)}  # others are shares, in per cent
+COUNTS = {"parameters": (1e-3, 1), "multiply_adds": (1e-6, 2)}
 HEAD = """\
 <!-- written by tools/results_page.py from recipes/ and results/: do not edit -->
 
@@ -183,6 +188,7 @@ def leaves(value: dict[str, Any], path: str = "") -> dict[str, float]:
 def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> str:
     """What was measured besides accuracy: a row for each recipe, set and way, a column for each number."""
     keep, skip = SHOWN.get(recipe.measure, ((), ()))
+    scale = SCALES.get(recipe.measure, (100, 1))
     rows: list[tuple[list[str], dict[str, str]]] = []
     for group in groups([run for run in runs if run["final"].get("measured")]):
         for name, ways in group[0]["final"]["measured"].items():
@@ -190,24 +196,30 @@ def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> 
                 parts = [leaves(run["final"]["measured"][name][way]) for run in group]
                 names = [k for k in parts[0] if all(k in p for p in parts) and "classes" not in k]
                 names = [k for k in names if not keep or k.rsplit(", ", 1)[-1] in keep]
-                cells = {k: number([p[k] for p in parts], recipe.measure) for k in names}
+                cells = {k: number([p[k] for p in parts], *COUNTS.get(k, scale)) for k in names}
                 first = f"`{group[0]['recipe'].rsplit('/', 1)[1]}`{' (small form)' if group[0]['small'] else ''}"
                 caveat = group[0]["final"]["on"].get(name, {}).get("caveat", "")
                 rows.append(([first, name + (f" ({caveat})" if caveat else ""), way, str(len(group))], cells))
-    if not rows:
-        return ""
+    text = ""
+    for part in ([row for row in rows if row[0][2] == "network"], [row for row in rows if row[0][2] != "network"]):
+        if part:  # a network and its maps have no number in common
+            text += ("\n" if text else "\nThe experiment:\n\n") + experiment_rows(part)
+    return text
+
+
+def experiment_rows(rows: Sequence[tuple[list[str], dict[str, str]]]) -> str:
+    """The markdown of what an experiment measured."""
     columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
     named = [", ".join(WORDS.get(part, part) for part in column.split(", ")) for column in columns]
     head = ["recipe", "measured on", "", *named, "seeds"]
-    return "\nThe experiment:\n\n" + markdown(
-        head, [[*names[:3], *(cells.get(c, "–") for c in columns), names[3]] for names, cells in rows])  # fmt: skip
+    return markdown(head, [[*names[:3], *(cells.get(c, "–") for c in columns), names[3]] for names, cells in rows])
 
 
-def number(values: Sequence[float], measure: str) -> str:
-    """Mean and spread over seeds; shares in per cent."""
-    scale, digits = {"query": (1, 2), "response": (1, 2), "map-cosine": (1, 3)}.get(measure, (100, 1))
+def number(values: Sequence[float], scale: float, digits: int) -> str:
+    """Mean and spread over seeds."""
     found = results.summary([{"value": value} for value in values], "value")
-    spread = f" ± {scale * found['sd']:.{digits}f}" if found["sd"] is not None else ""
+    counted = all(value == int(value) > 1 for value in values)  # a network's size, alike for all seeds
+    spread = f" ± {scale * found['sd']:.{digits}f}" if found["sd"] is not None and not counted else ""
     return f"{scale * found['mean']:.{digits}f}{spread}"
 
 
