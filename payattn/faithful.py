@@ -248,11 +248,26 @@ def classes_of(model: nn.Module, images: Tensor, target: Tensor | None = None, b
 
 
 class Band(NamedTuple):
-    """A mean over images with its confidence band; three tensors of one shape, or three numbers' worth of one."""
+    """A mean over images with its confidence band: three tensors of one shape.
+
+    Example:
+        >>> found = Band(torch.tensor(0.5), torch.tensor(0.25), torch.tensor(0.75))
+        >>> found.text(), found.answer()
+        ('0.50 (0.25 to 0.75)', 'yes')
+    """
 
     mean: Tensor
     low: Tensor
     high: Tensor
+
+    def text(self, digits: int = 2) -> str:
+        """One mean and its band, as tables show them."""
+        mean, low, high = (f"{value.item():.{digits}f}" for value in self)
+        return f"{mean} ({low} to {high})"
+
+    def answer(self) -> str:
+        """Of a band of differences: ``"yes"`` if all of it is above 0, ``"no"`` if below, else not decided."""
+        return "yes" if self.low > 0 else "no" if self.high < 0 else "not decided here"
 
 
 def band(

@@ -136,9 +136,9 @@ def test_equal_pixels_go_in_an_order_that_favours_no_place(value: float) -> None
 
 def test_a_plateau_of_a_small_map_stays_one_when_it_is_enlarged() -> None:
     maps = torch.full((2000, 7, 7), 0.1)
-    maps[:, 3, 3] = 0.7
+    maps[:, 3, 3], maps[:, 6, 6] = 0.7, -0.2  # the plateau is neither the least nor the largest
     place = ranks(maps, 24).double()
-    corner = place[:, :8, :8].mean(0)  # far from the peak: all equal
+    corner = place[:, :8, :8].mean(0)  # far from both: all equal, up to the rounding of the interpolation
     assert (corner - corner.mean()).abs().max() < 5 * 576 / 12**0.5 / 2000**0.5
 
 
@@ -262,6 +262,12 @@ def test_the_draws_are_seeded() -> None:
     values = torch.rand(20, generator=torch.Generator().manual_seed(0))
     assert band(values) == band(values, generator=torch.Generator().manual_seed(0))
     assert band(values) != band(values, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_band_of_differences_decides_only_on_one_side_of_zero() -> None:
+    one, rest = torch.ones(9), torch.tensor([-1.0, 1.0] * 5)
+    assert [band(x).answer() for x in (one, -one, rest, 0 * one)] == ["yes", "no"] + 2 * ["not decided here"]
+    assert band(0.125 * one).text(3) == "0.125 (0.125 to 0.125)"
 
 
 @pytest.mark.parametrize(
