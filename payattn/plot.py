@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageChops
 from torch import Tensor
 
-__all__ = ["Figure", "bars", "cells", "curves", "grid", "lines", "overlay", "scatter"]
+__all__ = ["Figure", "bars", "cells", "curves", "grid", "lines", "overlay", "scatter", "spans"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")
@@ -623,6 +623,45 @@ def bars(
             fontsize=9,
         )
     axes.set(xlabel=ylabel, yticks=range(len(seeds)), yticklabels=list(seeds), ylim=(len(seeds) - 0.4, -0.6))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return fig
+
+
+@_in_house_style
+def spans(
+    values: Mapping[str, tuple[float, float]], xlabel: str, *, marks: Mapping[str, float] | None = None
+) -> Figure:
+    """Draw an interval per name, one line each, with a mark inside where one is given.
+
+    Args:
+        values: dict from name to the two ends.
+        xlabel: text of the axis.
+        marks: dict from name to a place within or beside its interval, drawn as a tick.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for ends that are not two finite numbers in order, or a mark of an unknown name.
+
+    >>> spans({"control": (3, 5), "pc": (1, 2)}, "place", marks={"pc": 1.5}).axes[0].get_xlabel()
+    'place'
+    """
+    ends = {name: tuple(map(float, value)) for name, value in _named(values, "values").items()}
+    for name, pair in ends.items():
+        if len(pair) != 2 or not (math.isfinite(pair[0]) and pair[0] <= pair[1] < math.inf):
+            raise ValueError(f"{name!r}: got {values[name]!r}, expected two finite numbers, the smaller first")
+    unknown = set(marks or {}) - set(ends)
+    if unknown:
+        raise ValueError(f"marks: {sorted(unknown)[0]!r} has no interval; names are {', '.join(ends)}")
+    fig = Figure(figsize=(6.5, 0.9 + 0.28 * len(ends)), layout="constrained")
+    axes = fig.subplots()
+    for row, (name, (low, high)) in enumerate(ends.items()):
+        axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=6, alpha=0.45, solid_capstyle="round")
+        if name in (marks or {}):
+            axes.plot([(marks or {})[name]], [row], "|", color="#000000", markersize=13, markeredgewidth=2)
+    axes.set(xlabel=xlabel, yticks=range(len(ends)), yticklabels=list(ends), ylim=(len(ends) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     return fig

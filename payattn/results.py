@@ -207,9 +207,7 @@ def table(name: str) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def values(
-    recipe: str, metric: str = "final.accuracy", root: str | os.PathLike[str] | None = None
-) -> list[float]:
+def values(recipe: str, metric: str = "final.accuracy", root: str | os.PathLike[str] | None = None) -> list[float]:
     """One number of every recorded full run of a recipe, in the order of the seeds; none where none is recorded.
 
     Args:
@@ -311,6 +309,77 @@ def claim(
     answer = verdict(second, first) if less else verdict(first, second)
     runs = f"{len(first)} and {len(second)}"
     return {"claim": text, **({"where": where} if where else {}), "measured": both, "runs": runs, "answer": answer}
+
+
+def ranks(values: Mapping[str, float], less: bool = False) -> dict[str, float]:
+    r"""The place of each row when one number is sorted; rows of the same number share the mean of their places.
+
+    .. math:: r_j = 1 + |\{k : v_k > v_j\}| + \tfrac{1}{2} |\{k \ne j : v_k = v_j\}|
+
+    Args:
+        values: one number per row.
+        less: of these numbers, less is better.
+
+    Returns:
+        1 for the best; the ranks of R rows sum to R (R + 1) / 2 whatever the ties.
+
+    Example:
+        >>> ranks({"a": 0.7, "b": 0.9, "c": 0.7})
+        {'a': 2.5, 'b': 1.0, 'c': 2.5}
+    """
+    sign = -1 if less else 1
+    return {
+        name: 1 + sum(sign * v > sign * own for v in values.values()) + (sum(v == own for v in values.values()) - 1) / 2
+        for name, own in values.items()
+    }
+
+
+def places(groups: Mapping[str, Sequence[float]], less: bool = False) -> dict[str, tuple[int, int]]:
+    r"""The best and the worst place that each row can have, as far as :func:`verdict` decides.
+
+    .. math:: \bigl[\, 1 + |\{k : k \succ j\}|, \; R - |\{k : j \succ k\}| \,\bigr]
+
+    where :math:`k \succ j` says that every run of k is better than every run of j.
+
+    Args:
+        groups: the values of each row's runs, at least one.
+        less: of these numbers, less is better.
+
+    Example:
+        >>> places({"a": [0.7, 0.8, 0.9], "b": [0.6, 0.7, 0.8], "c": [0.1, 0.2, 0.3]})
+        {'a': (1, 2), 'b': (1, 2), 'c': (3, 3)}
+    """
+    better, worse = ("no", "yes") if less else ("yes", "no")
+    return {
+        name: (
+            1 + sum(verdict(other, own) == better for other in groups.values()),
+            len(groups) - sum(verdict(other, own) == worse for other in groups.values()),
+        )
+        for name, own in groups.items()
+    }
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+    r"""The rows that no other row beats in both of two numbers: a cost, and a gain for it (the Pareto front).
+
+    .. math:: j \in F \iff \nexists k : c_k \le c_j, \; g_k \ge g_j, \; (c_k, g_k) \ne (c_j, g_j)
+
+    Args:
+        points: cost and gain of each row: of the first less is better, of the second more.
+
+    Returns:
+        the names on the front, the cheapest first.
+
+    Example:
+        >>> front({"small": (1.0, 0.8), "large": (9.0, 0.9), "wasteful": (9.0, 0.7)})
+        ('small', 'large')
+    """
+    kept = [
+        name
+        for name, (cost, gain) in points.items()
+        if not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points.values())
+    ]
+    return tuple(sorted(kept, key=lambda name: points[name]))
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
