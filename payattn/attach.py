@@ -66,8 +66,8 @@ class Layout(NamedTuple):
 def layout(model: nn.Module, layers: Sequence[str], size: Size = 224) -> Layout:
     """Send one random image through a network and see what it is made of; it is left as found.
 
-    The classifier is the last linear layer or convolution whose output, averaged over positions, is the network's: a
-    linear layer in most networks, a 1x1 convolution in some, and none in a network that ends with its features.
+    The classifier is the last layer with weights, if its output is the network's: a linear layer in most networks, a
+    1x1 convolution whose output is averaged in some, and none in a network that ends with its features.
 
     Args:
         model: maps images to (N, K) or to features (N, K, h, w).
@@ -90,15 +90,16 @@ def layout(model: nn.Module, layers: Sequence[str], size: Size = 224) -> Layout:
     """
     shape = _image_shape(size)
     layers = _names(model, layers, shape)
-    calls: list[tuple[str, Tensor]] = []
+    last: tuple[str, nn.Module, Any] = ("", model, None)
     inputs: dict[str, Any] = {}
 
     def heard(name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            nonlocal last
             if name in layers:
                 inputs[name] = args[0] if args else None
-            if isinstance(layer, (nn.Linear, nn.Conv2d)) and isinstance(out, Tensor):
-                calls.append((name, out))
+            if any(True for _ in layer.parameters(recurse=False)):
+                last = name, layer, out
 
         return hook
 
@@ -115,7 +116,7 @@ def layout(model: nn.Module, layers: Sequence[str], size: Size = 224) -> Layout:
                 f"layer {name!r} puts out {tuple(features[name].shape)} for images {shape}: one position, so nothing "
                 "to choose; take an earlier layer, or larger images (size=)"
             )
-    return Layout(_classifier(calls, output), output, features, inputs)
+    return Layout(_classifier(last, output), output, features, inputs)
 
 
 def _image_shape(size: Size) -> tuple[int, int, int]:
@@ -170,16 +171,19 @@ def _checked(output: Any) -> Tensor:
     return output
 
 
-def _classifier(calls: Sequence[tuple[str, Tensor]], output: Tensor) -> str | None:
-    """The last layer whose output is the network's: as it is, or averaged over positions, behind a ReLU or not."""
-    for name, out in reversed(calls):
-        rows = [out] if out.ndim == 2 else [out.mean((2, 3)), out.relu().mean((2, 3))] if out.ndim == 4 else []
-        if output.ndim == 2 and any(row.shape == output.shape and torch.allclose(row, output) for row in rows):
+def _classifier(last: tuple[str, nn.Module, Any], output: Tensor) -> str | None:
+    """The last layer with weights, if its output is the network's: as it is, or averaged, behind a ReLU or not."""
+    name, layer, out = last
+    if output.ndim == 2 and isinstance(layer, (nn.Linear, nn.Conv2d)):
+        rows = [out]
+        if isinstance(layer, nn.Conv2d):  # with a larger kernel it makes features
+            rows = [out.mean((2, 3)), out.relu().mean((2, 3))] if layer.kernel_size == (1, 1) else []
+        if any(row.shape == output.shape and torch.allclose(row, output) for row in rows):
             return name
-    values = promote(output.flatten(1))
-    if values.shape[1] > 1 and output.ndim == 2:
-        log_one = values.logsumexp(1).abs() < 1e-4
-        if bool(((values >= 0).all(1) & ((values.sum(1) - 1).abs() < 1e-4) | log_one).all()):
+    if output.ndim == 2 and output.shape[1] > 1:
+        values = promote(output)
+        sums_to_one = (values >= 0).all() & ((values.sum(1) - 1).abs() < 1e-4).all()
+        if bool(sums_to_one | (values.logsumexp(1).abs() < 1e-4).all()):
             raise ValueError(
                 "the network puts out probabilities (or their logarithms): behind a softmax its classifier cannot be "
                 "told; build it without, so that it returns logits"
