@@ -513,7 +513,7 @@ def _like(new: nn.Module, backbone: nn.Module) -> None:
 
 
 def attach(
-    model: nn.Module, layers: Sequence[str], classes: int | None = None, *, score: str = "scaled-dp",
+    model: nn.Module, layers: Sequence[str], classes: int | None = None, *, score: str = "additive",
     norm: str = "softmax", head: str = "concat", combine: str = "product", dropout: float = 0.0,
     query: str | None = None, frozen: bool = False, mean: Numbers | None = None, std: Numbers | None = None,
     size: Size = 224,
@@ -535,8 +535,8 @@ def attach(
         model: any CNN that maps images to logits, or to features; it is copied, and left as found.
         layers: names as in ``model.named_modules()``, such as ``["layer2", "layer3"]``.
         classes: C; None takes as many as the backbone has.
-        score: one of ``payattn.attention.SCORES``: ``"dp"`` and ``"pc"`` are the paper's. The default divides dp by
-            ``sqrt(M)``, which keeps the softmax of wide layers from saturating before it has learned.
+        score: one of ``payattn.attention.SCORES``: ``"dp"`` and ``"pc"`` are the paper's. The default, ours, lets the
+            query decide as dp does, and its softmax does not saturate before it has learned.
         norm: ``"softmax"``, or one of ``payattn.attention.NORMS``.
         head: ``"concat"``, or ``"indep"`` with ``combine``, see ``payattn.attention.IndepHead``.
         dropout: rate in the projection and the head; 0.5 in the authors' code.
