@@ -371,6 +371,13 @@ def test_smooth_grad_by_hand_where_the_gradient_is_known() -> None:
     torch.testing.assert_close(smooth_grad(Square(), flat), gradient_saliency(Square(), flat))
 
 
+def test_smooth_grad_asks_for_the_class_of_the_image_without_noise() -> None:
+    model, images = small().eval(), pictures()
+    clean = model(images).argmax(1)
+    assert any((model(images + 3 * torch.randn_like(images)).argmax(1) != clean).any() for _ in range(9))
+    assert torch.equal(smooth_grad(model, images, noise=3.0), smooth_grad(model, images, clean, noise=3.0))
+
+
 def test_smooth_grad_is_captums_noise_tunnel_with_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, target = small().eval(), pictures(2), torch.tensor([3, 0])
     drawn = torch.randn(6, 1, 3, 8, 6, generator=torch.Generator().manual_seed(0))
