@@ -14,12 +14,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from payattn import checkpoint
 from payattn.maps import device_of, frozen
+
+if TYPE_CHECKING:
+    import onnx
 
 INPUT = "images"
 LOGITS = "logits"
@@ -130,10 +134,37 @@ def to_onnx(
         >>> list(to_onnx(create("wrn-10-1", width=0.125), path, 8))
         ['logits', 'group0', 'group1', 'group2']
     """
+    content = to_proto(model, size, classes=classes).SerializeToString()
+    differences = check(content, model)
+    checkpoint.write_atomically(path, content)
+    return differences
+
+
+def to_proto(
+    model: nn.Module, size: int | tuple[int, int], *, classes: Sequence[str] = (), optimize: bool = True
+) -> onnx.ModelProto:
+    """The ONNX form of a network in memory, not yet compared with it: what :func:`to_onnx` writes.
+
+    Args:
+        model: any network that ``torch.export`` can follow; left as found.
+        size: of the images, (H, W) or one number for a square.
+        classes: names of the classes, one per logit.
+        optimize: fold constants and batch norms; without it the weights in the file are those of the network.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+        ValueError: names that are not as many as the logits.
+
+    Example:
+        >>> to_proto(nn.Flatten(), 1).graph.output[0].name
+        'logits'
+    """
     _needed("onnx"), _needed("onnxscript")
     program = to_program(model, size)
     names = names_of(program)
-    found = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=names, verbose=False)
+    found = torch.onnx.export(
+        program, dynamo=True, input_names=[INPUT], output_names=names, optimize=optimize, verbose=False
+    )
     proto = found.model_proto  # type: ignore[union-attr]
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -143,10 +174,7 @@ def to_onnx(
     said = {"input": FORM, "model": json.dumps(getattr(model, "spec", None)), "classes": json.dumps(list(classes))}
     for key, text in said.items():
         proto.metadata_props.add(key=key, value=text)
-    content = proto.SerializeToString()
-    differences = check(content, model)
-    checkpoint.write_atomically(path, content)
-    return differences
+    return proto
 
 
 def names_of(program: torch.export.ExportedProgram) -> list[str]:
