@@ -23,6 +23,7 @@ READY = """(async () => {
   await document.fonts.ready;
   for (const image of document.images) image.loading = 'eager';
   await Promise.all([...document.images].map(i => i.complete ? 0 : i.decode().catch(() => 0)));
+  while (document.querySelector('[data-ready="no"]')) await new Promise(done => setTimeout(done, 50));
   return true;
 })()"""
 

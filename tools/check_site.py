@@ -116,8 +116,9 @@ class Site:
     def links(self, page: Path, soup: BeautifulSoup) -> Iterator[Fault]:
         """Every link within the site has a target."""
         found = [(tag, tag.get("href") or tag.get("src")) for tag in soup.find_all(["a", "link", "script", "img"])]
-        found += [(tag, part) for tag in soup.find_all(attrs={"data-needs": True}) for part in str(tag["data-needs"]).split()]
-        for tag, href in found:  # data-needs: what a script of the page loads later
+        for tag in soup.find_all(attrs={"data-needs": True}):  # what a script of the page loads later
+            found += [(tag, part) for part in str(tag["data-needs"]).split()]
+        for tag, href in found:
             target = local_target(page, str(href)) if href else None
             if target is None:
                 continue

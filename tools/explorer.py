@@ -41,35 +41,36 @@ class Shown:
 
     recipe: str
     title: str
+    kind: str
     about: str
     maps: dict[str, str]
 
 
 NETWORKS = (
     Shown(
-        "learn-to-pay-attention/glyphs/pc", "VGG with attention at two levels",
-        "Learn To Pay Attention, parametrised score: the class is read from what the two maps weight.",
-        {"layer10": "attention, layer 10", "layer13": "attention, layer 13"},
+        "learn-to-pay-attention/glyphs/pc", "VGG with attention", "attention",
+        "Learn To Pay Attention, two levels, parametrised score: the class is read from what the two maps weight.",
+        {"layer10": "layer 10", "layer13": "layer 13"},
     ),
     Shown(
-        "learn-to-pay-attention/glyphs/gap", "VGG with global average pooling",
-        "No attention. Its map is the class activation map of the class it predicts.",
-        {"layer13": "class activation, layer 13"},
+        "learn-to-pay-attention/glyphs/gap", "VGG with average pooling", "class activation",
+        "Global average pooling, no attention. The map is the class activation map of the class it predicts.",
+        {"layer13": "layer 13"},
     ),
     Shown(
-        "residual-attention-network/ran-glyphs/residual-56", "Attention-56",
+        "residual-attention-network/ran-glyphs/residual-56", "Attention-56", "soft masks",
         "Residual Attention Network: masks between 0 and 1, here the mean over the channels.",
-        {f"stage{i}.attention1": f"mask, stage {i}" for i in (1, 2, 3)},
+        {f"stage{i}.attention1": f"stage {i}" for i in (1, 2, 3)},
     ),
     Shown(
-        "attention-transfer/at-glyphs/student", "Small WRN on its own",
+        "attention-transfer/at-glyphs/student", "Small WRN on its own", "activation",
         "A narrow Wide ResNet from labels alone. Its maps are sums of squared activations.",
-        {f"group{i}": f"activation, group {i + 1}" for i in (0, 1, 2)},
+        {f"group{i}": f"group {i + 1}" for i in (0, 1, 2)},
     ),
     Shown(
-        "attention-transfer/at-glyphs/at", "Small WRN, taught",
+        "attention-transfer/at-glyphs/at", "Small WRN, taught", "activation",
         "The same network with the same labels, and the activation maps of a larger teacher to match.",
-        {f"group{i}": f"activation, group {i + 1}" for i in (0, 1, 2)},
+        {f"group{i}": f"group {i + 1}" for i in (0, 1, 2)},
     ),
 )  # fmt: skip
 
@@ -129,10 +130,12 @@ def entry(shown: Shown, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SystemExit(f"{shown.recipe} has the maps {', '.join(answers)}; the page names {', '.join(shown.maps)}")
     accuracy = pa.evaluate(model, test)["accuracy"]
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{shown.recipe}: {size} px, {parameters} parameters, accuracy {accuracy:.4f}, {len(content)} bytes of ONNX")
+    print(f"{shown.recipe}: {parameters} parameters, accuracy {accuracy:.4f}, {len(content)} bytes", flush=True)
     name = shown.recipe.split("/", 1)[1]
-    page = {"name": name, "title": shown.title, "about": shown.about, "size": size, "accuracy": accuracy,
-            "parameters": parameters, "maps": shown.maps, "onnx": packed(content)}  # fmt: skip
+    page = {
+        "name": name, "title": shown.title, "kind": shown.kind, "about": shown.about, "size": size,
+        "accuracy": accuracy, "parameters": parameters, "maps": shown.maps, "onnx": packed(content),
+    }  # fmt: skip
     expected = {
         "name": name, "size": size,
         "images": [base64.b64encode(image.numpy().tobytes()).decode() for image in images],

@@ -9,7 +9,7 @@
   const root = document.getElementById("explorer");
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const make = (tag, text = "", name = "") => Object.assign(document.createElement(tag), {textContent: text, className: name});
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
   let scene, picture, cards, given = null; // `given`: pictures shown as they are, by size, in place of the scene
   let pen = null, drawing = false, held = null; // the pen's place, whether the pointer draws, what it holds
@@ -96,12 +96,13 @@
       canvas.setAttribute("aria-label", `${text}: not computed yet`);
       figure.append(canvas, caption);
       row.append(figure);
-      return {name, text, canvas, caption};
+      return {name, text, canvas, caption, kind: network.kind};
     });
-    const about = make("p", `${network.about} It sees ${network.size} × ${network.size} pixels, has `
-      + `${network.parameters.toLocaleString("en")} parameters, and names ${percent(network.accuracy)} of the test images right. `
-      + `Recipe: ${network.name}.`, "about");
-    box.append(heading, lines, row, about);
+    const about = make("details");
+    about.append(make("summary", `Maps: ${network.kind}`), make("p", `${network.about} It sees ${network.size} × ${network.size} `
+      + `pixels, has ${network.parameters.toLocaleString("en")} parameters, and names ${percent(network.accuracy)} of the test `
+      + `images right. Recipe: ${network.name}.`));
+    box.append(heading, lines, about, row);
     part("networks").append(box);
     return {network, bars, maps};
   }
@@ -111,7 +112,7 @@
     return VIRIDIS[at].map((value, c) => value + (VIRIDIS[at + 1][c] - value) * rest);
   };
 
-  function showMap({text, canvas, caption}, {values, sides: [height, width]}, drawn, size) {
+  function showMap({text, kind, canvas, caption}, {values, sides: [height, width]}, drawn, size) {
     const low = Math.min(...values), high = Math.max(...values), best = values.indexOf(high);
     const small = make("canvas"), data = new ImageData(width, height), context = canvas.getContext("2d");
     values.forEach((value, i) => data.data.set([...viridis(high > low ? (value - low) / (high - low) : 0.5), 255], 4 * i));
@@ -131,10 +132,10 @@
       context.arc(x * MAP, y * MAP, 7, 0, 2 * Math.PI);
       context.stroke();
     }
-    const number = (value) => (Math.abs(value) >= 1000 ? value.toExponential(1) : value.toPrecision(2));
-    const on = drawn.mask ? `, ${touches(drawn.mask, size, x, y, width) ? "on" : "off"} the object` : "";
+    const number = (value) => (Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : value.toPrecision(2));
+    const on = drawn.mask?.includes(1) ? `, ${touches(drawn.mask, size, x, y, width) ? "on" : "off"} the object` : "";
     caption.textContent = `${text}: ${number(low)} to ${number(high)}${on}`;
-    canvas.setAttribute("aria-label", `${text}, over the picture: from ${number(low)} to ${number(high)}, largest at `
+    canvas.setAttribute("aria-label", `${kind}, ${text}, over the picture: from ${number(low)} to ${number(high)}, largest at `
       + `${Math.round(100 * x)} % from the left and ${Math.round(100 * y)} % from the top${on}.`);
   }
 
@@ -178,9 +179,11 @@
       }
       page.milliseconds = performance.now() - start;
       clearTimeout(said); // read out when the reader pauses, not at every step of a slider
-      said = setTimeout(() => { part("said").textContent = `${lines.join(". ")}. Answered in ${Math.round(page.milliseconds)} milliseconds.`; }, 400);
+      said = setTimeout(() => tell([...lines, `Answered in ${Math.round(page.milliseconds)} milliseconds`]), 400);
     }
   }
+
+  const tell = (lines) => part("said").replaceChildren(...lines.map((line) => make("span", `${line}. `)));
 
   // For tests: planar RGB uint8 pictures by size, shown as they are.
   page.answers = {};
@@ -221,7 +224,7 @@
     if (drawing && event.key === " ") {
       pen = {at: pen?.at ?? [0.5, 0.5], line: pen?.line ? null : [pen?.at ?? [0.5, 0.5]]};
       change(pen.line ? {pen: [...scene.pen, pen.line]} : {});
-      part("said").textContent = pen.line ? "The pen is down: arrow keys draw." : "The pen is up.";
+      tell([pen.line ? "The pen is down: arrow keys draw" : "The pen is up"]);
     } else if (event.key in arrows && drawing) {
       pen ??= {at: [0.5, 0.5], line: null};
       pen.at = pen.at.map((value, axis) => Math.min(1, Math.max(0, value + far * arrows[event.key][axis])));
@@ -240,7 +243,7 @@
     try {
       change({photo: await createImageBitmap(file), glyph: "", clutter: 0, pen: []});
     } catch {
-      part("said").textContent = `${file.name} is not a picture that this browser can read.`;
+      tell([`${file.name} is not a picture that this browser can read`]);
     }
     part("file").value = "";
   }
@@ -274,7 +277,7 @@
   async function begin() {
     const [networks, ...runtime] = root.dataset.needs.split(" ");
     try {
-      part("said").textContent = "The networks are loading.";
+      tell(["The networks are loading"]);
       await page.start([networks, ...runtime], () => {
         picture = part("picture");
         for (const name of ["", ...window.payattnNetworks.classes]) {
@@ -291,7 +294,8 @@
       await answer();
       root.dataset.ready = "yes";
     } catch (error) {
-      part("said").textContent = `The networks cannot run here: ${error.message}.`;
+      root.dataset.ready = "failed";
+      tell([`The networks cannot run here: ${error.message}`]);
       throw error;
     }
   }

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("site")
 
 EXPECTED: list[dict[str, Any]] = json.loads((ROOT / "tests" / "book" / "explorer.json").read_text())
 PAGE = "book/explorer.html"
-READY = "document.getElementById('explorer').dataset.ready"
+READY = "document.getElementById('explorer').dataset.ready === 'yes'"
 SAID = "document.querySelector('[data-part=said]').textContent"
 PICTURE = "document.querySelector('[data-part=picture]')"
 CHANCE = """(async () => {
@@ -99,7 +99,7 @@ def test_logits_maps_and_shown_probabilities_are_those_of_pytorch(page: Browser)
             compare({name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}, wanted)
             share, best = wanted["logits"].softmax(0).max(0)
             first = page.run(f"document.querySelectorAll('#explorer .net')[{place}].querySelector('li').innerText")
-            shown = re.search(r"([\d.]+) %", first)
+            shown = re.search(r"([\d.]+)\s%", first)
             assert classes[int(best)] in first
             assert shown is not None
             assert abs(float(shown[1]) - 100 * share.item()) < 0.06
