@@ -116,7 +116,7 @@ class Site:
     def links(self, page: Path, soup: BeautifulSoup) -> Iterator[Fault]:
         """Every link within the site has a target."""
         found = [(tag, tag.get("href") or tag.get("src")) for tag in soup.find_all(["a", "link", "script", "img"])]
-        for tag in soup.find_all(attrs={"data-needs": True}):  # what a script of the page loads later
+        for tag in soup.select("[data-needs]"):  # what a script of the page loads later
             found += [(tag, part) for part in str(tag["data-needs"]).split()]
         for tag, href in found:
             target = local_target(page, str(href)) if href else None
