@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchcam.methods
+import torchvision
 from captum.attr import InputXGradient, LayerGradCam, NoiseTunnel, Occlusion, Saliency
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -307,6 +308,19 @@ def test_a_foreign_network_takes_the_numbers_it_was_trained_on(name: str) -> Non
     ours = nn.Sequential(Normalize(), nn.Flatten(), nn.Linear(3 * 9 * 7, 3))
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
         SEEING[name](ours, images.expand(2, 3, 9, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("densenet121", "features"), ("squeezenet1_1", "classifier.2"), ("shufflenet_v2_x0_5", "conv5")]
+)
+def test_the_last_layer_with_places_is_found_in_networks_of_others(name: str, layer: str) -> None:
+    torch.manual_seed(0)
+    net, images = getattr(torchvision.models, name)(num_classes=5), torch.randn(1, 3, 75, 91)
+    before = state_of(net)
+    assert last_layer(net, images) == layer
+    found = grad_cam(net, images, relu=False)
+    assert found.shape[1] * found.shape[2] > 1 and found.abs().max() > 0
+    assert_as_found(net, before)
 
 
 def test_the_normalisation_of_a_foreign_network_may_stand_inside_or_outside() -> None:
