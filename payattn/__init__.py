@@ -44,6 +44,7 @@ _MODULES = (
     "generalize",
     "localize",
     "maps",
+    "measures",
     "models",
     "noise",
     "plot",
