@@ -56,7 +56,9 @@
     const shown = {x: 100 * scene.x, y: 100 * scene.y, side: 100 * scene.side, turn: (180 / Math.PI) * scene.turn, clutter: scene.clutter};
     for (const [name, value] of Object.entries(shown)) {
       part(name).value = Math.round(value);
-      part(`${name}-said`).textContent = `${Math.round(value)}${{turn: " degrees", clutter: ""}[name] ?? " %"}`;
+      const text = `${Math.round(value)}${{turn: " degrees", clutter: ""}[name] ?? " %"}`;
+      part(`${name}-said`).textContent = text;
+      part(name).setAttribute("aria-valuetext", text);
     }
     part("glyph").value = scene.glyph;
     part("draw").setAttribute("aria-pressed", String(drawing));

@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 
+import check_site
 from bookfiles import ROOT
 from browser import Browser
 from check_browser import quiet
@@ -83,6 +84,13 @@ def test_the_page_stays_small() -> None:
     assert "MIT License" in (ROOT / "assets" / "vendor" / "onnxruntime" / "LICENSE").read_text()
 
 
+def test_a_script_that_is_missing_from_the_site_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "there.js").touch()
+    text = '<html lang="en"><title>x</title><h1>x</h1><div data-needs="there.js gone.js"></div></html>'
+    (tmp_path / "index.html").write_text(text)
+    assert [fault.place for fault in check_site.check(tmp_path)] == ["gone.js"]
+
+
 @pytest.mark.browser
 def test_logits_maps_and_shown_probabilities_are_those_of_pytorch(page: Browser) -> None:
     classes = listed()["classes"]
@@ -126,6 +134,27 @@ def test_arrow_keys_move_the_glyph_and_the_answers_follow(page: Browser) -> None
     assert f"{round(100 * page.run('payattnExplorer.scene().x'))} % from the left" in page.run(
         f"{PICTURE}.getAttribute('aria-label')"
     )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("by", ["mouse", "touch"])
+def test_the_glyph_is_dragged(by: str, page: Browser) -> None:
+    page.run("payattnExplorer.change({...payattnExplorer.chance(3), x: 0.5, y: 0.5})")
+    page.run(f"{PICTURE}.scrollIntoView({{block: 'center'}})")
+    x, y, side = page.run(f"(b => [b.left, b.top, b.width])({PICTURE}.getBoundingClientRect())")
+    for k, share in enumerate((0.2, 0.3, 0.4)):
+        at = {"x": x + share * side, "y": y + side / 2}
+        if by == "mouse":
+            kind = "mouseMoved" if k else "mousePressed"
+            page.call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **at)
+        else:
+            page.call("Input.dispatchTouchEvent", type="touchMove" if k else "touchStart", touchPoints=[at])
+    page.until("Math.abs(payattnExplorer.scene().x - 0.7) < 0.01", 10)
+    assert page.run("payattnExplorer.scene().y") == pytest.approx(0.5, abs=0.01)
+    if by == "mouse":
+        page.call("Input.dispatchMouseEvent", type="mouseReleased", button="left", clickCount=1, **at)
+    else:
+        page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
 
 @pytest.mark.browser
