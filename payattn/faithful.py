@@ -93,7 +93,7 @@ def deletion(
     Raises:
         TypeError, ValueError: a model, images, maps, classes, steps or a baseline that do not fit.
 
-    Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018, section 4.3; the area by trapezoids as there.
+    Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018, section 4; the area by trapezoids, as in their code.
 
     Example:
         >>> class Net(nn.Module):                                     # class 1 has the probability of the first pixel
@@ -131,7 +131,7 @@ def insertion(
     Raises:
         TypeError, ValueError: as :func:`deletion`.
 
-    Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018, section 4.3, which inserts into a blurred image.
+    Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018, section 4, which inserts into a blurred image.
 
     Example:
         >>> class Net(nn.Module):
