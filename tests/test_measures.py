@@ -212,7 +212,7 @@ def test_a_judged_network_that_marks_what_it_uses_has_a_perfect_map_by_place_and
 
 
 def test_what_is_judged_agrees_with_the_functions_it_is_named_after() -> None:
-    model, options = network(), {"n": 40, "faithful": 20, "steps": 3, "epsilons": [0, 8], "layer": "trunk.layer13"}
+    model, options = network(), {"n": 40, "faithful": 20, "steps": 3, "epsilons": [0, 8], "layer": "trunk.layer10"}
     found = measures.judged(model, on(), options, nobody)["here"]
     data = balanced(DATA, 40)
     few, maps = balanced(data, 20), maps_of(model, data)
@@ -229,7 +229,7 @@ def test_what_is_judged_agrees_with_the_functions_it_is_named_after() -> None:
     came = faithful.insertion(model, few.images, own, steps=3, baseline="blur").auc.mean().item()
     assert (found["own"]["deletion"], found["own"]["insertion"]) == pytest.approx((left, came), rel=1e-5)
     assert "deletion" not in found["own, layer10"] and "deletion" not in found["centre"]
-    cam = grad_cam(model, data.images, layer="trunk.layer13")
+    cam = grad_cam(model, data.images, layer="trunk.layer10")
     assert found["grad-cam"]["iou"] == pytest.approx(localize.scores(cam, data.masks)["iou"])
     assert set(measures.judged(network("vgg"), on(), options | {"layer": "trunk.layer7"}, nobody)["here"]) == {
         "network", "grad-cam", "saliency", "centre", "random"}  # fmt: skip
