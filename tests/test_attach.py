@@ -186,8 +186,10 @@ def test_the_copy_keeps_the_names_and_values_of_the_weights() -> None:
 
 def test_trying_the_network_moves_no_statistics_and_draws_no_random_number() -> None:
     model = tiny()
-    state = torch.get_rng_state()
+    model.two.eval()
+    before, state = state_of(model), torch.get_rng_state()
     layout(model, ["one"], size=12)
+    assert state_of(model) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert int(model.one[1].num_batches_tracked) == 0
 
@@ -232,6 +234,8 @@ def test_a_network_without_classifier_gives_its_output_as_query() -> None:
     features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
     net = pa.attach(features, ["1"], classes=3, size=12)
     assert net.query(pictures()).shape == (2, 6)
+    pooled = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert layout(pooled, ["0"], size=12).classifier is None, "a larger kernel makes features, not classes"
     with pytest.raises(ValueError, match="no classifier of its own"):
         pa.attach.mask(model, ["two"], classes=7, size=12)
 

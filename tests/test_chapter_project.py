@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import statistics
-from itertools import combinations
 
 import pytest
 import torch
 
-from payattn import results
-from payattn.check.project import paired, smallest_share, standard_error
+from payattn.check.project import any_by_luck, images_needed, paired
 
 
-def test_the_standard_error_is_the_spread_of_accuracies_over_test_sets() -> None:
-    draws = torch.rand(20000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) < 0.8
-    spread = draws.double().mean(1).std().item()
-    assert spread == pytest.approx(standard_error(0.8, 50), rel=0.03)
+def test_so_many_images_bring_the_error_of_an_accuracy_to_the_aim() -> None:
+    n = round(images_needed(0.8, 0.05))
+    draws = torch.rand(20000, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) < 0.8
+    assert n == 64
+    assert draws.double().mean(1).std().item() == pytest.approx(0.05, rel=0.03)
 
 
-@pytest.mark.parametrize(("a", "b"), [(3, 3), (4, 4), (2, 5), (5, 5)])
-def test_the_smallest_share_counts_the_splits_that_separate(a: int, b: int) -> None:
-    ranks = range(a + b)
-    apart = [min(first) > max(set(ranks) - set(first)) for first in combinations(ranks, a)]
-    assert sum(apart) / len(apart) == pytest.approx(smallest_share(a, b))
-    if a == b:
-        both = results.compare([float(r) for r in range(b, a + b)], [float(r) for r in range(b)])["share"]
-        assert both == pytest.approx(2 * smallest_share(a, b))
+@pytest.mark.parametrize(("share", "claims"), [(1 / 20, 1), (1 / 20, 6), (0.3, 3)])
+def test_one_or_more_claims_come_out_by_luck_as_often_as_counted(share: float, claims: int) -> None:
+    draws = torch.rand(200000, claims, generator=torch.Generator().manual_seed(0), dtype=torch.float64) < share
+    assert draws.any(1).double().mean().item() == pytest.approx(any_by_luck(share, claims), abs=0.004)
 
 
 def test_the_paired_difference_takes_out_what_a_seed_does_to_both_sides() -> None:

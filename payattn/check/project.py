@@ -66,41 +66,41 @@ DUPLICATES = Exercise(
 # ------------------------------------------------------------------------------------------------ what a test can see
 
 
-def standard_error(accuracy: float, images: int) -> float:
-    """Return the standard error of an accuracy that was measured on so many images: ``sqrt(a (1 - a) / n)``."""
-    return math.sqrt(accuracy * (1 - accuracy) / images)
+def images_needed(accuracy: float, error: float) -> float:
+    """Return how many test images bring the standard error of an accuracy to ``error``: ``a (1 - a) / error^2``."""
+    return accuracy * (1 - accuracy) / error**2
 
 
-ERROR = Exercise(
+IMAGES = Exercise(
     [],
-    standard_error(0.8, 400),
+    1600,
     {
-        "no root": ("That is the variance; take the root.", 0.8 * 0.2 / 400),
-        "one image": ("That is the spread of one image. The mean of n images has a smaller one.", 0.4),
-        "not divided by the root": ("The root of n belongs below the line, not n.", 0.4 / 400),
-        "percent": ("As a share, not in per cent.", 2.0),
-        "only a": ("The variance of a yes or no is a (1 - a), not a.", math.sqrt(0.8 / 400)),
+        "no square": ("The error falls with the root of n: the aim must be squared.", 16),
+        "twice the error": ("That gives two points. Half the error needs four times the images.", 400),
+        "linear": ("Half the error needs four times the images, not twice.", 800),
+        "only a": ("The variance of a yes or no is a (1 - a), not a.", 8000),
+        "spread": ("Divide a (1 - a), not its root, by the square of the error.", 4000),
     },
-    passed="two points of accuracy on 400 images: smaller differences need more images, whatever the seeds say.",
+    passed="and a set of 400, as many have, sees two points.",
 )
 
 
-def smallest_share(a: int, b: int) -> float:
-    """Return the share of splits that separate a from b runs in one direction: ``1 / C(a + b, a)``."""
-    return 1 / math.comb(a + b, a)
+def any_by_luck(share: float, claims: int) -> float:
+    """Return how likely one or more of so many independent claims comes out by luck: ``1 - (1 - p)^k``."""
+    return 1 - (1 - share) ** claims
 
 
-SHARE = Exercise(
+LUCK = Exercise(
     [],
-    smallest_share(4, 4),
+    any_by_luck(1 / 20, 6),
     {
-        "halves": ("The order within a side does not matter, and the sides must have four each: not 2^4.", 1 / 16),
-        "permutations": ("That is 8!. Orders within a side are no new split.", 1 / math.factorial(8)),
-        "both directions": ("That counts both directions. Asked is the one that was claimed.", 2 / 70),
-        "three": ("That is three against three.", 1 / 20),
-        "one side": ("4! orders one side. Count the ways to choose which four of eight are the first side.", 1 / 24),
+        "added": ("Adding counts cases twice in which two claims come out.", 6 / 20),
+        "all": ("That is the chance that all six come out.", (1 / 20) ** 6),
+        "none": ("That is the chance that none does.", (19 / 20) ** 6),
+        "exactly one": ("That is exactly one. Asked is one or more.", 6 * (1 / 20) * (19 / 20) ** 5),
+        "single": ("That is one claim alone.", 1 / 20),
     },
-    passed="one in seventy, if nothing is there; with three against three it is one in twenty.",
+    passed="more than a quarter of such projects find something where nothing is.",
 )
 
 
@@ -198,8 +198,8 @@ CHOSEN = Exercise(
 
 EXERCISES = {
     "project-duplicates": DUPLICATES,
-    "project-error": ERROR,
-    "project-share": SHARE,
+    "project-images": IMAGES,
+    "project-luck": LUCK,
     "project-paired": PAIRED,
     "project-chosen": CHOSEN,
 }
