@@ -1,8 +1,8 @@
 """Named, complete configurations: one TOML file per published table, one entry per row.
 
 A file ``recipes/<paper>/<table>.toml`` (``recipes/scoreboard`` for what compares the papers) holds ``[defaults]``, then
-one ``[rows."NAME"]`` per row, and where the full run is long ``[small]``, the form that two CPU cores finish in minutes (``[small.rows."NAME"]`` for one row).  Each
-may set
+one ``[rows."NAME"]`` per row, and where the full run is long ``[small]``, the form that two CPU cores finish in minutes
+(``[small.rows."NAME"]`` for one row).  Each may set
 
 - ``model`` and ``options``: what :func:`payattn.models.create` builds,
 - ``data`` and ``data_options``: what :func:`payattn.data.load` loads,
