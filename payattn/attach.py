@@ -566,9 +566,10 @@ def attach(
     for what, value, valid in (("score", score, SCORES), ("head", head, HEADS), ("combine", combine, COMBINATIONS)):
         choose(what, value, valid)  # combine also where concat has no use for it: a slip must not pass in silence
     backbone = _copied(model)
-    if query is not None and query in layers:
+    levels = [layers] if isinstance(layers, str) else list(layers)
+    if query in levels:
         raise ValueError(f"layer {query!r} cannot be both a query and a level; choose another query or leave it out")
-    found = layout(backbone, layers if query is None else [*layers, query], size)
+    found = layout(backbone, layers if query is None or isinstance(layers, str) else [*levels, query], size)
     classes = found.output.shape[1] if classes is None else classes
     if found.classifier is not None:
         _replace(backbone, found.classifier, nn.Identity())

@@ -363,6 +363,8 @@ class Pair(nn.Module):
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "one text": (lambda: pa.attach(tiny(), "one", size=12), TypeError, r"write \['one'\]"),
+    "one text and a query": (
+        lambda: pa.attach(tiny(), "one", query="two", size=12), TypeError, r"write \['one'\]"),
     "no layer": (lambda: pa.attach(tiny(), [], size=12), ValueError, "name one layer or more"),
     "a layer twice": (lambda: pa.attach(tiny(), ["one", "one"], size=12), ValueError, "each once"),
     "no module": (lambda: pa.attach(tiny, ["one"]), TypeError, "must be a torch.nn.Module, got function"),  # type: ignore[arg-type]
