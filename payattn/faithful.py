@@ -23,12 +23,8 @@ from torch import Tensor, nn
 from payattn.attention import choose, promote
 from payattn.localize import rescale
 from payattn.maps import BASELINES as BASELINES
-from payattn.maps import check_labels, floats_of, frozen, logits_of, replacement
+from payattn.maps import Method, check_labels, floats_of, frozen, logits_of, replacement
 from payattn.maps import reference as reference
-
-Method = Callable[..., Tensor]
-"""``method(model, images, target) -> maps (N, h, w)``, as in :mod:`payattn.maps`."""
-
 
 # ------------------------------------------------------------------------------------------- pixels in and out
 

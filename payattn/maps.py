@@ -731,6 +731,7 @@ def _blind_random(
 
 
 Method = Callable[..., Tensor]
+"""``method(model, images, target) -> maps (N, h, w)``."""
 
 METHODS: dict[str, Method] = {
     "saliency": gradient_saliency,
