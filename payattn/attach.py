@@ -24,8 +24,7 @@ import copy
 import math
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ from payattn.attention import COMBINATIONS, SCORES, ConcatHead, IndepHead, Spati
 from payattn.models.base import Attentive, Maps
 from payattn.models.colour import Normalize, Numbers, unit_range
 from payattn.residual import SoftMask, channel_mean, naive_fusion, residual_fusion, resize
-from payattn.transfer import REDUCTIONS, activation_map, check_layers, tap
+from payattn.transfer import REDUCTIONS, activation_map, check_layers, deciding, tap
 
 HEADS = ("concat", "indep")
 FUSIONS = ("residual", "gated", "naive")
@@ -105,7 +104,7 @@ def layout(model: nn.Module, layers: Sequence[str], size: Size = 224) -> Layout:
 
     handles = [part.register_forward_hook(heard(name)) for name, part in model.named_modules() if name]
     try:
-        with _deciding(model), tap(model, layers) as features:
+        with deciding(model), torch.no_grad(), tap(model, layers) as features:
             output = _tried(model, shape)
     finally:
         for handle in handles:
@@ -132,19 +131,6 @@ def _names(model: nn.Module, layers: Sequence[str], shape: Sequence[int]) -> tup
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"name one layer or more, each once, got {list(layers)!r}")
     return tuple(layers)
-
-
-@contextmanager
-def _deciding(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each part has its own mode back after the block."""
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _tried(model: nn.Module, shape: Sequence[int]) -> Tensor:

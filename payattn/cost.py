@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from payattn.attention import choose
+from payattn.transfer import deciding
 
 __all__ = ["Layer", "layers", "multiply_adds", "parameters", "saved_bytes", "total", "unlearned"]
 
@@ -97,17 +98,14 @@ def layers(model: nn.Module, *shape: int) -> dict[str, Layer]:
 
         return hook
 
-    modes = [(part, part.training) for part in model.modules()]
     some = next(model.parameters(), torch.zeros(()))
     handles = [part.register_forward_hook(record(key)) for key, part in model.named_modules() if _is_counted(part)]
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *shape, dtype=some.dtype, device=some.device))
+        with deciding(model), torch.no_grad():
+            model(torch.zeros(1, *shape, dtype=some.dtype, device=some.device))
     finally:
         for handle in handles:
             handle.remove()
-        for part, training in modes:
-            part.training = training
     return found
 
 

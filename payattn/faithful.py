@@ -197,10 +197,8 @@ def _watch(
     counts = torch.linspace(0, total, steps + 1, dtype=torch.float64).round().long().to(pixels.device)
     with frozen(model, gradients=False):
         classes = classes_of(model, pixels, target, batch_size)
-        parts = (x.split(max(1, batch_size // (steps + 1))) for x in (old, new, place, classes))
-        scores = torch.cat(
-            [_probabilities(model, *four, counts, batch_size) for four in zip(*parts, strict=True)]  # type: ignore[call-arg]
-        )
+        parts = zip(*(x.split(max(1, batch_size // (steps + 1))) for x in (old, new, place, classes)), strict=True)
+        scores = torch.cat([_probabilities(model, a, b, p, c, counts, batch_size) for a, b, p, c in parts])
     return Curve(counts.to(scores) / total, scores)
 
 

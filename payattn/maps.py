@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from payattn.attention import choose, promote
 from payattn.models import unit_range
 from payattn.models.colour import Normalize, YUVLocalContrast
-from payattn.transfer import check_layers, layer_shapes, tap
+from payattn.transfer import check_layers, deciding, layer_shapes, tap
 
 Pair = int | tuple[int, int]
 FIRST_LAYERS = (Normalize, YUVLocalContrast)
@@ -54,20 +54,9 @@ def frozen(model: nn.Module, gradients: bool = True, learning: bool = False) -> 
         >>> net.training, net[0].weight.requires_grad
         (True, True)
     """
-    modes = {module: module.training for module in model.modules()}
-    learns = {parameter: parameter.requires_grad for parameter in model.parameters()}
     precise = torch.autocast(device_of(model).type, enabled=False)
-    try:
-        model.eval()
-        if not learning:
-            model.requires_grad_(False)
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients), precise:
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter, learning in learns.items():
-            parameter.requires_grad_(learning)
+    with deciding(model, learning), torch.inference_mode(False), torch.set_grad_enabled(gradients), precise:
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

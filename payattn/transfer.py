@@ -788,7 +788,7 @@ def layer_shapes(model: nn.Module, size: Size = (32, 32)) -> dict[str, tuple[int
     some = next(model.parameters(), torch.zeros(()))
     handles = [part.register_forward_hook(record(name)) for name, part in model.named_modules() if name]
     try:
-        with _teaching(model), torch.no_grad():
+        with deciding(model), torch.no_grad():
             model(torch.zeros(1, *(3, *size)[-3:], dtype=some.dtype, device=some.device))
     finally:
         for handle in handles:
@@ -835,18 +835,33 @@ def check_layers(model: nn.Module, layers: Sequence[str], who: str = "the networ
 
 
 @contextmanager
-def _teaching(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, with parameters that collect no gradient; after the block everything is as it was."""
+def deciding(model: nn.Module, learning: bool = False) -> Iterator[None]:
+    """A network as it decides: in evaluation mode, its parameters without gradients; then everything is as it was.
+
+    Args:
+        model: any network.
+        learning: leave the parameters their ``requires_grad``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        >>> with deciding(net):
+        ...     net[1].training, net[0].weight.requires_grad
+        (False, False)
+        >>> net[1].training, net[0].weight.requires_grad
+        (True, True)
+    """
     modes = [(part, part.training) for part in model.modules()]
-    learns = [(p, p.requires_grad) for p in model.parameters()]
+    learned = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        model.eval().requires_grad_(False)
+        model.eval()
+        if not learning:
+            model.requires_grad_(False)
         yield
     finally:
         for part, training in modes:
             part.training = training
-        for p, learning in learns:
-            p.requires_grad_(learning)
+        for p, required in learned:
+            p.requires_grad_(required)
 
 
 def _digest(model: nn.Module) -> str:
@@ -909,7 +924,7 @@ def attention_maps(
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
     device = next(model.parameters(), images).device
     for some in images.split(batch_size):
-        with _teaching(model), torch.no_grad(), tap(model, list(parts)) as found:
+        with deciding(model), torch.no_grad(), tap(model, list(parts)) as found:
             model(some.to(device))
         for name, features in found.items():
             parts[name].append(attention_map(features, p, reduce).cpu())
@@ -1139,7 +1154,7 @@ class Distill(Objective):
 
     def _ask(self, images: Tensor) -> Taught:
         """What the teacher says of images, all that a loss needs of it and no more."""
-        with _teaching(self.teacher), torch.no_grad(), tap(self.teacher, list(self.pairs.values())) as found:
+        with deciding(self.teacher), torch.no_grad(), tap(self.teacher, list(self.pairs.values())) as found:
             logits = self.teacher(images)
         attention = self.transfer == "attention"
         layers = {
@@ -1346,7 +1361,7 @@ class GradientTransfer(Objective):
         if self.kind == "min-l2":
             return gradient_loss(gradient, None, self.form)
         if self.teacher is not None:
-            with _teaching(self.teacher.to(images.device)):
+            with deciding(self.teacher.to(images.device)):
                 return gradient_loss(gradient, input_gradient(self.teacher, images, labels), self.form)
         mirrored, of_flipped = _sensitivity(model, _leaf(flip(images)), labels, create_graph=True)
         total = symmetry_loss(gradient, of_flipped, self.form)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import payattn as pa
+from payattn import attach, export
 from payattn.attach import FUSIONS, HEADS, AttachedAttention, MaskBranch, layout
 from payattn.attention import SCORES
 from payattn.models import create
@@ -538,44 +539,36 @@ def test_it_compiles_in_one_graph() -> None:
     assert_same(compiled(images, return_maps=True), net(images, return_maps=True))
 
 
-class WithMaps(nn.Module):
-    """Logits and maps as a flat tuple: what an exported file puts out."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, maps = self.net(images, return_maps=True)
-        return logits, *maps.values()
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_it_exports_with_maps_as_outputs_and_a_dynamic_batch(name: str) -> None:
-    net = form(name).eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(WithMaps(net).eval(), (pictures(3),), dynamic_shapes=({0: batch},))
-    images = pictures(5)
-    logits, maps = net(images, return_maps=True)
-    for got, expected in zip(program.module()(images), (logits, *maps.values()), strict=True):
-        torch.testing.assert_close(got, expected)
+    net, images = form(name).eval(), pictures(5)
+    program = export.to_program(net, (images.shape[2], images.shape[3]))
+    found, (logits, maps) = program.module()(images), net(images, return_maps=True)
+    assert_same((found.pop("logits"), found), (logits, maps))
 
 
 def test_onnx_runtime_gives_the_same_numbers(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    net, images = form("attention").eval(), pictures(3)
-    path = tmp_path / "net.onnx"
-    batch = torch.export.Dim("batch", min=1, max=64)
-    torch.onnx.export(
-        WithMaps(net).eval(), (images,), str(path), input_names=["images"], output_names=["logits", "one", "two"],
-        dynamic_shapes=({0: batch},), dynamo=True, verbose=False,
-    )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    more = pictures(4)
-    logits, maps = net(more, return_maps=True)
-    for got, expected in zip(session.run(None, {"images": more.numpy()}), (logits, *maps.values()), strict=True):
-        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-4, atol=1e-5)
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    net, images = form("attention").eval(), pictures(4)
+    written = export.to_onnx(net, tmp_path / "net.onnx", (images.shape[2], images.shape[3]))
+    assert list(written) == ["logits", *net.levels]
+    assert export.check(tmp_path / "net.onnx", net, images).keys() == written.keys()
+
+
+def test_a_layer_that_only_training_calls_twice_is_refused_when_it_happens() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.one(images)
+            return self.head((self.one(x) if self.training else x).mean((2, 3)))
+
+    net = attach.read(Again(), ["one"], size=8)
+    net.eval()(pictures())
+    with pytest.raises(ValueError, match="'one' was called twice in one forward pass"):
+        net.train()(pictures())
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -129,7 +129,7 @@ def entry(shown: Shown, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if list(answers) != ["logits", *shown.maps]:
         raise SystemExit(f"{shown.recipe} has the maps {', '.join(answers)}; the page names {', '.join(shown.maps)}")
     accuracy = pa.evaluate(model, test)["accuracy"]
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = pa.cost.parameters(model)
     print(f"{shown.recipe}: {parameters} parameters, accuracy {accuracy:.4f}, {len(content)} bytes", flush=True)
     name = shown.recipe.split("/", 1)[1]
     page = {

@@ -196,7 +196,7 @@ def experiment_table(recipe: recipes.Recipe, runs: Sequence[dict[str, Any]]) -> 
                 parts = [leaves(run["final"]["measured"][name][way]) for run in group]
                 names = [k for k in parts[0] if all(k in p for p in parts) and "classes" not in k]
                 names = [k for k in names if not keep or k.rsplit(", ", 1)[-1] in keep]
-                cells = {k: number([p[k] for p in parts], *COUNTS.get(k, scale)) for k in names}
+                cells = {k: number([p[k] for p in parts], *COUNTS.get(k, scale), k not in COUNTS) for k in names}
                 first = f"`{group[0]['recipe'].rsplit('/', 1)[1]}`{' (small form)' if group[0]['small'] else ''}"
                 caveat = group[0]["final"]["on"].get(name, {}).get("caveat", "")
                 rows.append(([first, name + (f" ({caveat})" if caveat else ""), way, str(len(group))], cells))
@@ -215,11 +215,10 @@ def experiment_rows(rows: Sequence[tuple[list[str], dict[str, str]]]) -> str:
     return markdown(head, [[*names[:3], *(cells.get(c, "–") for c in columns), names[3]] for names, cells in rows])
 
 
-def number(values: Sequence[float], scale: float, digits: int) -> str:
-    """Mean and spread over seeds."""
+def number(values: Sequence[float], scale: float, digits: int, varies: bool) -> str:
+    """Mean and, of what varies with the seed, spread."""
     found = results.summary([{"value": value} for value in values], "value")
-    counted = all(value == int(value) > 1 for value in values)  # a network's size, alike for all seeds
-    spread = f" ± {scale * found['sd']:.{digits}f}" if found["sd"] is not None and not counted else ""
+    spread = f" ± {scale * found['sd']:.{digits}f}" if varies and found["sd"] is not None else ""
     return f"{scale * found['mean']:.{digits}f}{spread}"
 
 
